@@ -1,0 +1,242 @@
+"""The ``.beton`` file: FFCV's format, version 2, read in one pass and checked as it is opened.
+
+Layout (little endian, as ``ffcv.types`` of FFCV 1.0.2 declares it)::
+
+    header               version, number of fields, page size, number of samples, table position
+    field descriptors    per field: type, name, arguments
+    metadata             per sample: one aligned record, a member per field
+    pages                the pixels or JPEG bytes; a sample never crosses a page
+    allocation table     per stored block: sample, position, size
+
+What the format cannot hold (class names, settings, skipped files) lies in ``<file>.json`` beside
+it, see :class:`Sidecar`.
+"""
+
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ffcv_r50.errors import UserError
+
+FORMAT_VERSION = 2
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+INT = np.dtype("<i8")
+
+MODE_JPEG = 0
+MODE_RAW = 1
+
+TYPE_INT = 1
+TYPE_IMAGE = 2
+_BLOCK = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+_FIELD_METADATA = {
+    0: np.dtype("<f8"),
+    TYPE_INT: INT,
+    TYPE_IMAGE: IMAGE,
+    3: _BLOCK,  # bytes
+    4: np.dtype("<u8"),  # array
+    5: _BLOCK,  # JSON
+    6: np.dtype("<u8"),  # torch tensor
+}
+
+
+def metadata_dtype(type_ids: list[int]) -> np.dtype[np.void]:
+    """The record that holds one sample's metadata, for fields of these types in this order."""
+    return np.dtype([(f"f{i}", _FIELD_METADATA[t]) for i, t in enumerate(type_ids)], align=True)
+
+
+def sidecar_path(beton: str | os.PathLike[str]) -> Path:
+    """Where the sidecar of a ``.beton`` file lies: ``train.beton`` -> ``train.beton.json``."""
+    return Path(f"{os.fspath(beton)}.json")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What the format does not keep. Written beside the file by our writer, absent for others'."""
+
+    classes: list[str]
+    """Class names (ImageNet: wnids) in label order."""
+    num_samples: int
+    """Samples in the ``.beton`` file; a sidecar that disagrees belongs to another file."""
+    class_counts: list[int]
+    """Samples of each class, in label order."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The writer's settings."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the programs and libraries that wrote the file."""
+    source: str = ""
+    """The folder the images came from."""
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    """Images left out: ``{"path": ..., "reason": ...}`` each."""
+
+    def to_json(self) -> bytes:
+        """The bytes of the sidecar file."""
+        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def read(beton: str | os.PathLike[str]) -> "Sidecar | None":
+        """The sidecar of a ``.beton`` file, or None where there is none.
+
+        Raises:
+            UserError: it is there but is not a sidecar.
+        """
+        path = sidecar_path(beton)
+        try:
+            content = json.loads(path.read_bytes())
+            return Sidecar(**content)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(
+                f"{path}: not a readable sidecar ({error}); write the dataset again or "
+                "remove this file"
+            ) from error
+
+
+class Beton:
+    """A dataset of RGB images with integer labels, open for reading.
+
+    Opening reads the metadata and the allocation table (some 60 bytes a sample) and maps the rest
+    into memory; processes on one machine share the page cache. Any FFCV 1.0 file with an RGB image
+    field and an int field qualifies.
+
+    Args:
+        path: the ``.beton`` file.
+
+    Raises:
+        UserError: missing, unreadable, not a version 2 ``.beton`` file, truncated, left by a writer
+            that did not finish, or without an image or a label.
+    """
+
+    path: Path
+    num_samples: int
+    page_size: int
+    """Bytes; samples never cross a multiple of it counted from the first page."""
+    modes: npt.NDArray[np.uint8]
+    """[num_samples] MODE_JPEG or MODE_RAW."""
+    heights: npt.NDArray[np.int32]
+    widths: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    """[num_samples] position of the image's bytes in :attr:`bytes`."""
+    sizes: npt.NDArray[np.int64]
+    """[num_samples] number of the image's bytes."""
+    labels: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.uint8]
+    """The whole file, mapped read-only."""
+    sidecar: Sidecar | None
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                self._read(file.fileno(), size)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be read ({error.strerror}); check the path"
+            ) from error
+        self.sidecar = Sidecar.read(self.path)
+        if self.sidecar is not None and self.sidecar.num_samples != self.num_samples:
+            raise UserError(
+                f"{sidecar_path(self.path)}: describes {self.sidecar.num_samples} samples, the "
+                f"dataset has {self.num_samples}; it belongs to another file, remove it"
+            )
+        if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
+            raise UserError(
+                f"{self.path}: labels run from {self.labels.min()} to {self.labels.max()}, expected "
+                f"0 to {self.num_classes - 1}; write the dataset again"
+            )
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        """Number of classes: the sidecar's, or the highest label plus one."""
+        if self.sidecar is not None:
+            return len(self.sidecar.classes)
+        return int(self.labels.max()) + 1
+
+    def _read(self, descriptor: int, size: int) -> None:
+        def take(dtype: np.dtype[Any], count: int, position: int, what: str) -> npt.NDArray[Any]:
+            wanted = dtype.itemsize * count
+            if position + wanted > size:
+                raise UserError(
+                    f"{self.path}: truncated, its {what} should end at byte {position + wanted:,} but "
+                    f"the file has {size:,}; copy or write it again"
+                )
+            return np.fromfile(self.path, dtype=dtype, count=count, offset=position)
+
+        header = take(HEADER, 1, 0, "header")[0]
+        if header["version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{self.path}: not a .beton file of version {FORMAT_VERSION} (its first two bytes say "
+                f"{header['version']})"
+            )
+        self.num_samples = int(header["num_samples"])
+        self.page_size = int(header["page_size"])
+        table_position = int(header["alloc_table_ptr"])
+        if self.num_samples == 0:
+            raise UserError(f"{self.path}: holds no samples; write it again")
+        if table_position == 0:
+            raise UserError(f"{self.path}: its writer did not finish; write it again")
+
+        fields = take(FIELD, int(header["num_fields"]), HEADER.itemsize, "field list")
+        type_ids = [int(t) for t in fields["type_id"]]
+        if unknown := sorted(set(type_ids) - set(_FIELD_METADATA)):
+            raise UserError(f"{self.path}: has a field of unknown type {unknown[0]}")
+        if TYPE_IMAGE not in type_ids or TYPE_INT not in type_ids:
+            raise UserError(f"{self.path}: needs an RGB image field and an int field for the label")
+
+        metadata = take(
+            metadata_dtype(type_ids), self.num_samples, HEADER.itemsize + fields.nbytes, "metadata"
+        )
+        image = metadata[f"f{type_ids.index(TYPE_IMAGE)}"]
+        self.modes = np.ascontiguousarray(image["mode"])
+        self.heights = image["height"].astype(np.int32)
+        self.widths = image["width"].astype(np.int32)
+        self.offsets = image["data_ptr"].astype(np.int64)
+        self.labels = metadata[f"f{type_ids.index(TYPE_INT)}"].astype(np.int64)
+
+        if table_position > size or (size - table_position) % ALLOCATION.itemsize:
+            raise UserError(
+                f"{self.path}: truncated, its allocation table at byte {table_position:,} is not whole "
+                f"in {size:,} bytes; copy or write it again"
+            )
+        count = (size - table_position) // ALLOCATION.itemsize
+        table = take(ALLOCATION, count, table_position, "allocation table")
+        self.sizes = self._sizes(table, table_position)
+        self.bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
+
+    def _sizes(self, table: npt.NDArray[Any], end: int) -> npt.NDArray[np.int64]:
+        """[num_samples] bytes of each image, from the table's rows that hold images."""
+        sizes = np.full(self.num_samples, -1, dtype=np.int64)
+        rows = table[table["sample_id"] < self.num_samples]
+        rows = rows[rows["ptr"].astype(np.int64) == self.offsets[rows["sample_id"]]]
+        sizes[rows["sample_id"]] = rows["size"]
+        raw = self.modes == MODE_RAW
+        expected = self.heights[raw].astype(np.int64) * self.widths[raw] * 3
+        bad = (sizes < 0) | (self.offsets < 0) | (self.offsets + sizes > end)
+        bad |= (self.heights == 0) | (self.widths == 0) | (self.modes > MODE_RAW)
+        bad[raw] |= sizes[raw] != expected
+        if bad.any():
+            raise UserError(
+                f"{self.path}: damaged or truncated, sample {int(np.argmax(bad))} and {bad.sum() - 1:,} "
+                "others do not lie inside it; copy or write it again"
+            )
+        return sizes

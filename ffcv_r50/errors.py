@@ -1,0 +1,35 @@
+"""The one kind of error that is the user's to mend, and the exit codes of every program."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+FINISHED = 0
+"""The work is done."""
+BAD_INPUT = 2
+"""The user's input is wrong; the same command will fail again until it is mended."""
+STOPPED_AS_ASKED = 75
+"""A signal stopped the run after a checkpoint; the same command continues it (EX_TEMPFAIL)."""
+
+
+class UserError(Exception):
+    """The user's input is wrong: a setting, a path, a file.
+
+    The message is one line that says what is wrong, where, and what to do. Programs print it
+    without a traceback and exit with :data:`BAD_INPUT`.
+    """
+
+
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program's ``main`` and exit with its code; a :class:`UserError` becomes one line.
+
+    Under torchrun or SLURM each rank meets the same bad input, so only rank 0 prints it.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+    sys.exit(FINISHED if code is None else code)

@@ -1,0 +1,45 @@
+"""Files that appear under their name only when they are whole."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; on success sync it and rename it to ``path``.
+
+    Whatever happens in between (an exception, a kill, a full disk), ``path`` holds either what
+    it held before or the whole new content. On an exception the temporary file is removed; a
+    killed process leaves ``.<name>.<pid>.tmp`` behind.
+
+    Yields:
+        A binary file open for reading and writing, to be filled by the caller.
+
+    Raises:
+        OSError: the folder is not writable, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable; file systems that cannot sync a folder are left be."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

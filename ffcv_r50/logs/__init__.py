@@ -1,0 +1,1 @@
+"""Where a run says what it does: the console and JSON lines."""

@@ -1,0 +1,1 @@
+"""Networks, anti-aliasing and batch-norm statistics."""

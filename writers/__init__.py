@@ -1,0 +1,1 @@
+"""Programs that turn images into `.beton` files, once."""
