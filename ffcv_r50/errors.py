@@ -7,6 +7,8 @@ from typing import NoReturn
 
 FINISHED = 0
 """The work is done."""
+FAULT = 1
+"""Something broke that is not the user's input; Python's own code for an exception."""
 BAD_INPUT = 2
 """The user's input is wrong; the same command will fail again until it is mended."""
 STOPPED_AS_ASKED = 75
@@ -21,15 +23,19 @@ class UserError(Exception):
     """
 
 
-def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program's ``main`` and exit with its code; a :class:`UserError` becomes one line.
+class RunFault(Exception):
+    """The run cannot go on, and a traceback would not say more than the message's one line."""
 
-    Under torchrun or SLURM each rank meets the same bad input, so only rank 0 prints it.
+
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program's ``main`` and exit with its code; our own errors become one line.
+
+    Under torchrun or SLURM each rank meets the same error, so only rank 0 prints it.
     """
     try:
         code = main()
-    except UserError as error:
+    except (UserError, RunFault) as error:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(BAD_INPUT)
+        sys.exit(BAD_INPUT if isinstance(error, UserError) else FAULT)
     sys.exit(FINISHED if code is None else code)

@@ -1,1 +1,57 @@
-"""Networks, anti-aliasing and batch-norm statistics."""
+"""Networks: torchvision's architectures, with anti-aliased down-sampling where asked for."""
+
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ffcv_r50.errors import UserError
+from ffcv_r50.models import blurpool as blurpool_module
+
+
+def build(
+    arch: str, num_classes: int, *, blurpool: bool = False, zero_init_residual: bool = False
+) -> nn.Module:
+    """A freshly initialised torchvision classifier; its parameter names are torchvision's.
+
+    Args:
+        arch: a name of ``torchvision.models.list_models(torchvision.models)``.
+        num_classes: size of the last layer.
+        blurpool: blur before each strided convolution, see :mod:`ffcv_r50.models.blurpool`.
+        zero_init_residual: start the last batch-norm of each residual block at zero, so that every
+            block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+
+    Returns:
+        A module mapping float [n, 3, height, width] to logits [n, num_classes].
+
+    Raises:
+        UserError: torchvision has no such classifier, or the option does not apply to it.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        raise UserError(
+            f"model.arch={arch}: torchvision {torchvision.__version__} has no such model"
+        )
+    # These two return auxiliary logits in training, which no recipe of ours has a loss for.
+    options = {"aux_logits": False, "init_weights": True} if arch in AUXILIARY else {}
+    model: nn.Module = torchvision.models.get_model(
+        arch, weights=None, num_classes=num_classes, **options
+    )
+    if zero_init_residual and not _zero_init_residual(model):
+        raise UserError(f"model.zero_init_residual: {arch} has no ResNet blocks; leave it out")
+    if blurpool and not blurpool_module.apply(model):
+        raise UserError(f"model.blurpool: {arch} has no strided convolution to blur; leave it out")
+    return model
+
+
+AUXILIARY = ("googlenet", "inception_v3")
+
+
+def _zero_init_residual(model: nn.Module) -> int:
+    """Zero the last batch-norm's scale of each block; returns how many there were."""
+    count = 0
+    for block in model.modules():
+        if isinstance(block, (BasicBlock, Bottleneck)):
+            last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            nn.init.zeros_(last.weight)
+            count += 1
+    return count

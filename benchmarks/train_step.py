@@ -1,0 +1,233 @@
+"""Which side is the bottleneck: the training step, or the loader?
+
+    python -m benchmarks.train_step [--config rcp/rn50_88ep.yaml] [--resolution 160]
+        [--steps 20] [--rounds 5] [--json FILE] [--section.key=value ...]
+
+Measures, interleaved over several rounds, the images per second of the training step on images
+that already lie on the device, of the loader alone, and of both together, and prints the medians.
+``ratio`` is both / min(step, loader): 1 means that the slower side hides the faster one entirely.
+
+Without ``--data.train_dataset`` it writes photo-like images of its own; without ``--config`` it
+takes ResNet-50 with a batch of 512 on a GPU and ResNet-18 with a batch of 64 on a CPU. Under
+torchrun each figure is the sum over all processes.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from ffcv_r50 import config as configuration
+from ffcv_r50 import distributed, recipe, settings
+from ffcv_r50.config import Config
+from ffcv_r50.data import device as device_data
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import TrainLoader
+from ffcv_r50.errors import exit_with
+from ffcv_r50.learner import Learner, LossMonitor
+from writers import writing
+from writers.config import Writing
+
+SYNTHETIC_IMAGES = 1024
+Count = Annotated[int, settings.Range(at_least=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured; every other word on the command line is a setting of the run."""
+
+    resolution: Count = 160
+    """Side of the training images in pixels."""
+    steps: Count = 20
+    """Optimizer steps a measurement."""
+    rounds: Count = 5
+    """Measurements of each kind; the median counts."""
+    json: str | None = None
+    """File for the medians."""
+
+
+def main() -> None:
+    """Measure and print."""
+    words = settings.split(sys.argv[1:])
+    own = {field: words.pop(field) for field in settings.declared(Options) if field in words}
+    options = settings.build(Options, settings.from_arguments(Options, own))
+    if not {"config", "training.batch_size"} & words.keys():
+        words |= _default_run(torch.cuda.is_available())
+    config = configuration.resolve(words, needs_data=False)
+    with (
+        distributed.world(config.dist.timeout_seconds) as world,
+        _dataset(config, world) as dataset,
+    ):
+        row = measure(config, options, dataset, world)
+        if world.is_main:
+            _show(row, config, options)
+            if options.json:
+                Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
+
+
+def _default_run(cuda: bool) -> dict[str, str]:
+    recipe_file = "rn50_88ep.yaml" if cuda else "rn18_16ep.yaml"
+    batch = "512" if cuda else "64"
+    return {
+        "config": str(Path(__file__).resolve().parents[1] / "rcp" / recipe_file),
+        "training.batch_size": batch,
+        "training.norm_batch_size": batch,
+    }
+
+
+def measure(
+    config: Config, options: Options, dataset: Beton, world: distributed.World
+) -> dict[str, str | float]:
+    """The medians over all rounds, under the keys of ``--json``."""
+    plan = recipe.plan(config, world.size)
+    learner = Learner(config, dataset.num_classes, plan.micro_batches, world)
+    loader = TrainLoader(
+        dataset,
+        seed=config.training.seed,
+        batch_size=config.training.batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=config.data.num_workers or world.cores,
+        pin_memory=world.device.type == "cuda",
+    )
+    epochs = iter(range(sys.maxsize))
+
+    @contextlib.contextmanager
+    def loaded() -> Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+        def parts() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            while True:
+                with loader.epoch(next(epochs), options.resolution) as batches:
+                    yield from device_data.to_device(batches, world.device)
+
+        stream = parts()
+        with contextlib.closing(stream):
+            yield stream
+
+    shape = (plan.micro_batch_size, options.resolution, options.resolution, 3)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=world.device).permute(0, 3, 1, 2)
+    labels = torch.randint(dataset.num_classes, shape[:1], device=world.device)
+
+    def train(parts: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int) -> None:
+        losses = LossMonitor(world.device)
+        for step in range(steps):
+            losses.push(step, learner.step(parts, lr=1e-4))
+        losses.mean()
+
+    def step_only() -> float:
+        parts = iter(lambda: (images, labels), None)
+        return _rate(lambda steps: train(parts, steps), config, options, world)
+
+    def loader_only() -> float:
+        def take(steps: int) -> None:
+            for _ in range(steps * plan.micro_batches):
+                next(parts)
+
+        with loaded() as parts:
+            return _rate(take, config, options, world)
+
+    def both() -> float:
+        with loaded() as parts:
+            return _rate(lambda steps: train(parts, steps), config, options, world)
+
+    kinds: dict[str, Callable[[], float]] = {
+        "step": step_only,
+        "loader": loader_only,
+        "both": both,
+    }
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(options.rounds):
+        for kind, run in kinds.items():
+            rates[kind].append(run())
+    step, load, together = (statistics.median(rates[kind]) for kind in kinds)
+    return {
+        "step_images_per_second": step,
+        "loader_images_per_second": load,
+        "both_images_per_second": together,
+        "ratio": together / min(step, load),
+        "bottleneck": "step" if step < load else "loader",
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+    }
+
+
+def _rate(
+    work: Callable[[int], None], config: Config, options: Options, world: distributed.World
+) -> float:
+    """Images per second of ``work(steps)`` over all processes, after two steps to warm up."""
+    work(2)
+    _wait(world)
+    began = time.perf_counter()
+    work(options.steps)
+    _wait(world)
+    return options.steps * config.training.batch_size / (time.perf_counter() - began)
+
+
+def _wait(world: distributed.World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    distributed.all_reduce_sum(torch.zeros(1, device=world.device))
+
+
+@contextlib.contextmanager
+def _dataset(config: Config, world: distributed.World) -> Iterator[Beton]:
+    """The training set of ``config``, or a temporary one."""
+    if config.data.train_dataset:
+        yield Beton(config.data.train_dataset)
+        return
+    with contextlib.ExitStack() as stack:
+        path = None
+        if world.is_main:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "synthetic.beton"
+            write_synthetic(path, max(SYNTHETIC_IMAGES, config.training.batch_size))
+        yield Beton(distributed.from_main(path))
+        _wait(world)
+
+
+def write_synthetic(path: Path, count: int) -> None:
+    """Write ``count`` JPEGs of 500 x 375 px with about the detail of a photograph."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            target = Path(folder, str(i % 10), f"{i:06}.jpg")
+            target.parent.mkdir(exist_ok=True)
+            noise = Image.fromarray(rng.integers(0, 256, (75, 100, 3), dtype=np.uint8))
+            noise.resize((500, 375), Image.Resampling.BICUBIC).save(target, quality=90)
+        writing.write(Writing(data_dir=folder, write_path=str(path), write_mode="jpg"))
+
+
+def _show(row: dict[str, str | float], config: Config, options: Options) -> None:
+    table = Table(
+        title=f"{config.model.arch}, {options.resolution} px, batch {config.training.batch_size}, "
+        f"{row['device']}",
+        title_justify="left",
+    )
+    table.add_column("measured")
+    table.add_column("images/s", justify="right")
+    for kind, name in (
+        ("step", "training step alone"),
+        ("loader", "loader alone"),
+        ("both", "both"),
+    ):
+        table.add_row(name, f"{row[f'{kind}_images_per_second']:,.0f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"both / min(step, loader) = {row['ratio']:.2f}; the {row['bottleneck']} is the bottleneck "
+        f"(medians of {options.rounds} rounds of {options.steps} steps)"
+    )
+
+
+if __name__ == "__main__":
+    exit_with(main)

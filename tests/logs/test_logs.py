@@ -1,0 +1,53 @@
+"""The log file and what the console says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ffcv_r50.logs import console, jsonl
+
+
+def test_rows_come_back_and_rewinding_drops_later_epochs(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert jsonl.read(path) == []
+    jsonl.rewind(path, 1)
+    assert not path.exists()
+    for epoch in range(4):
+        jsonl.append(path, {"epoch": epoch, "lr": 0.5})
+    with open(path, "a") as file:
+        file.write('{"epoch": 4, "l')  # killed while it wrote
+    jsonl.rewind(path, 2)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0:00"), (75, "1:15"), (3599.6, "1:00:00"), (36610, "10:10:10")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    speaker = console.Console(enabled=True)
+    with speaker.bar("epoch 1/2", 40) as bar:
+        for done, seconds in ((1, 4.0), (2, 11.0), (3, 12.0)):
+            now[0] = 100 + seconds
+            bar.update(done, "loss 1.0")
+    speaker.warn("look")
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/2  2/40  loss 1.0  3:29 left",
+        "warning: look",
+    ]
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    speaker = console.Console(enabled=False)
+    speaker.say("hello")
+    with speaker.bar("epoch", 2) as bar:
+        bar.update(1, "")
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,14 @@
+"""Train an ImageNet classifier: torchrun --nproc_per_node=8 train_imagenet.py --config FILE ..."""
+
+import sys
+
+from ffcv_r50 import config, errors, trainer
+
+
+def main() -> None:
+    """Read the configuration and run it."""
+    trainer.run(config.load(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    errors.exit_with(main)
