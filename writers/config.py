@@ -1,0 +1,59 @@
+"""The settings of the writer, named as in ffcv-imagenet."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ffcv_r50.settings import Range
+
+Count = Annotated[int, Range(at_least=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """One ``.beton`` file: which images, from where, stored how."""
+
+    dataset: Literal["imagenet"] = "imagenet"
+    """The kind of source: `imagenet` is any tree `data_dir/<class>/<image>`, as torchvision's
+    ImageFolder reads it."""
+    split: Literal["train", "val"] = "train"
+    """The folder of `data_dir` to take, where `data_dir` does not hold the classes itself."""
+    data_dir: str
+    """The folder of the classes, or the one that holds `train` and `val`."""
+    write_path: str
+    """The `.beton` file to write. Its class names, counts and settings go to `<write_path>.json`."""
+    write_mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
+    """How images are stored: `raw` pixels (large, nothing to decode), `jpg`, `proportion`
+    (`compress_probability` of them as JPEG), or `smart` (each as JPEG only where that is
+    `smart_threshold` times smaller)."""
+    max_resolution: Annotated[int, Range(at_least=0, at_most=65500)] = 500
+    """Longest side in pixels; larger images are shrunk by area averaging. 0 keeps all sizes."""
+    compress_probability: Annotated[float, Range(at_least=0, at_most=1)] = 0.5
+    """Share of images stored as JPEG with `write_mode=proportion`. Which ones follows from `seed`
+    and the image's path."""
+    smart_threshold: Annotated[float, Range(at_least=0)] = 4.0
+    """With `write_mode=smart`, an image is stored as JPEG where its raw pixels take at least this
+    many times the bytes. (In stock FFCV it is a number of raw bytes, and unset means all raw.)"""
+    jpeg_quality: Annotated[int, Range(at_least=1, at_most=100)] = 90
+    """Quality of the stored JPEGs, which are baseline, 4:2:0, with restart markers."""
+    subset: Annotated[int, Range(at_least=-1)] = -1
+    """Number of images to take; -1 takes all. They are drawn over all classes by `seed`, and a
+    smaller subset is part of a larger one. (ffcv-imagenet takes the first ones, which are all of
+    one class.)"""
+    on_error: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read or stored ends the writing (`stop`), or is left out and listed in
+    `<write_path>.json` (`skip`)."""
+    exif_rotate: bool = False
+    """Turn images upright as their EXIF orientation says. torchvision does not."""
+    seed: int = 0
+    """Decides which images are stored raw and which are in a subset."""
+    num_workers: Annotated[int, Range(at_least=0)] = 0
+    """Processes that read and encode; 0 takes one a core. Has no effect on the file."""
+    chunk_size: Count = 32
+    """Images a process is given at a time. Has no effect on the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The one section, so that flags read as in ffcv-imagenet: ``--cfg.split=train``."""
+
+    cfg: Writing

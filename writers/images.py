@@ -1,0 +1,201 @@
+"""From an image file to what is stored of it: RGB pixels, their size limit, JPEG or raw."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from ffcv_r50.data import beton
+from writers import area
+
+MAX_SIDE = 65500
+"""libjpeg writes no longer side (and the format's u2 fields end soon after)."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the image upright."""
+EXIF_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+    """An image that cannot be read or stored; the message is the reason in one line."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored; the fields are those of :class:`writers.config.Writing`."""
+
+    max_resolution: int
+    jpeg_quality: int
+    smart_threshold: float
+    exif_rotate: bool
+    max_bytes: int
+    """What a page holds: no stored image may be larger."""
+
+
+class Encoded(NamedTuple):
+    """What is stored of an image."""
+
+    mode: int
+    """MODE_JPEG or MODE_RAW."""
+    height: int
+    width: int
+    data: bytes
+    """The JPEG, or uint8 [height, width, 3]."""
+
+
+class Failed(NamedTuple):
+    """What is known of an image that is not stored."""
+
+    reason: str
+
+
+def encode_chunk(
+    root: str, samples: list[tuple[str, str]], encoding: Encoding
+) -> list[Encoded | Failed]:
+    """Encode images one after the other: what a worker process does.
+
+    Args:
+        root: the folder the paths are relative to.
+        samples: path and ``raw``, ``jpg`` or ``smart`` of each.
+        encoding: how.
+
+    Returns:
+        As many results in the same order.
+    """
+    results: list[Encoded | Failed] = []
+    for path, mode in samples:
+        try:
+            results.append(encode(read_rgb(Path(root, path), encoding.exif_rotate), mode, encoding))
+        except BadImage as error:
+            results.append(Failed(str(error)))
+    return results
+
+
+def read_rgb(path: Path, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
+    """The pixels that torchvision's ImageFolder gives: ``Image.open(path).convert("RGB")``.
+
+    With one exception: 16-bit grayscale keeps its upper eight bits, as Pillow itself treats 16-bit
+    RGB, where ``convert`` turns every value above 255 white.
+
+    Args:
+        path: an image in any format that Pillow knows, whatever its name says.
+        exif_rotate: turn it upright as its EXIF orientation says.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        BadImage: missing, not an image, damaged, truncated, or so large that Pillow refuses it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+    try:
+        # Pillow warns of odd metadata and of large images; neither changes a pixel.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content))
+            rgb = _eight_bits(image).convert("RGB")
+            # After decoding: Pillow turns TIFFs by itself and then drops their orientation.
+            if exif_rotate and (turn := UPRIGHT.get(_orientation(image))) is not None:
+                rgb = rgb.transpose(turn)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image that Pillow can read" if content else "empty file") from error
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+    return np.array(rgb)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """``image``, or its upper eight bits where it is grayscale of 16 bits."""
+    # Mode "I" has 32 bits; in a PGM it is how Pillow keeps 16.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block must not cost an image whose pixels are fine
+        return 1
+
+
+def encode(pixels: npt.NDArray[np.uint8], mode: str, encoding: Encoding) -> Encoded:
+    """Shrink an image to the size limit and encode it.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        mode: ``raw``, ``jpg``, or ``smart``: whichever suits ``encoding.smart_threshold``.
+        encoding: the rest.
+
+    Raises:
+        BadImage: it does not fit into a page, or JPEG cannot hold it.
+    """
+    height, width = area.limited_size(pixels.shape[0], pixels.shape[1], encoding.max_resolution)
+    if (height, width) != pixels.shape[:2]:
+        pixels = area.shrink(pixels, height, width)
+    if max(height, width) > MAX_SIDE:
+        raise BadImage(
+            f"its {width} x {height} pixels are too long, {MAX_SIDE} is the most; "
+            f"pass --cfg.max_resolution={MAX_SIDE} or less"
+        )
+    if mode == "raw":
+        stored = Encoded(beton.MODE_RAW, height, width, pixels.tobytes())
+    else:
+        stored = Encoded(beton.MODE_JPEG, height, width, jpeg(pixels, encoding.jpeg_quality))
+        if mode == "smart" and pixels.nbytes < encoding.smart_threshold * len(stored.data):
+            stored = Encoded(beton.MODE_RAW, height, width, pixels.tobytes())
+    if len(stored.data) > encoding.max_bytes:
+        side = int((encoding.max_bytes / 3) ** 0.5)  # what fits even as raw pixels
+        raise BadImage(
+            f"its {len(stored.data):,} bytes ({width} x {height}) do not fit into a page of "
+            f"{encoding.max_bytes:,}; pass --cfg.max_resolution={side} or less"
+        )
+    return stored
+
+
+def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
+    """A baseline JPEG, 4:2:0, with restart markers; nothing of the source but its pixels.
+
+    Args:
+        pixels: uint8 [height, width, 3], no side above :data:`MAX_SIDE`.
+        quality: 1 to 100, as libjpeg counts it.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(
+        buffer,
+        "JPEG",
+        quality=quality,
+        subsampling="4:2:0",
+        restart_marker_blocks=restart_interval(pixels.shape[1]),
+    )
+    return buffer.getvalue()
+
+
+def restart_interval(width: int) -> int:
+    """MCUs (of 16 x 16 pixels) between restart markers, for images of this width.
+
+    A loader decodes only the intervals its crop touches, so short ones decode less and long ones
+    store less. Intervals have to divide the row for that: the divisor nearest to 4 by ratio.
+    """
+    row = -(-width // 16)
+    divisors = [n for n in range(1, row + 1) if row % n == 0]
+    return min(divisors, key=lambda n: (max(n / 4, 4 / n), -n))

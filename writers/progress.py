@@ -1,0 +1,60 @@
+"""How far the writing is: a bar on a terminal, a line every few seconds elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 5.0
+"""Between plain lines."""
+
+Report = Callable[[int, int], None]
+"""Called with the images done and the bytes stored so far."""
+
+
+@contextlib.contextmanager
+def shown(total: int) -> Iterator[Report]:
+    """Show the progress towards ``total`` images while the context lasts."""
+    console = Console()
+    with (
+        _bar(console, total) if console.is_terminal else contextlib.nullcontext(_lines(total)) as r
+    ):
+        yield r
+
+
+@contextlib.contextmanager
+def _bar(console: Console, total: int) -> Iterator[Report]:
+    start = time.monotonic()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=total)
+
+        def report(images: int, size: int) -> None:
+            speed = images / (time.monotonic() - start)
+            progress.update(
+                task,
+                completed=images,
+                description=f"{speed:,.0f} images/s, {size / 1e6:,.0f} MB",
+            )
+
+        yield report
+
+
+def _lines(total: int) -> Report:
+    start = last = time.monotonic()
+
+    def report(images: int, size: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS and images:
+            last = now
+            speed = images / (now - start)
+            print(
+                f"{images:,} of {total:,} images, {speed:,.0f} images/s, {size / 1e6:,.0f} MB, "
+                f"{(total - images) / speed:,.0f} s left",
+                flush=True,
+            )
+
+    return report
