@@ -89,7 +89,7 @@ class Training:
     """Keep images as NHWC in memory: faster convolutions on GPUs with tensor cores."""
     compile: bool = False
     """Compile the network with torch.compile: slow start, faster steps."""
-    seed: Annotated[int, Range(at_least=0, below=2**63)] = 0
+    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
     """Fixes the initial weights, the order of samples, their crops and flips."""
     eval_only: bool = False
     """Evaluate `checkpoint` on `data.val_dataset` and stop."""
@@ -246,26 +246,28 @@ def _depart(
     recipe: Mapping[str, Given], arguments: Mapping[str, Given], given: dict[str, Given]
 ) -> tuple[str, ...]:
     """Scale the learning rate in ``given`` for another batch size; say how the recipe changes."""
+    batch_key, norm_key = "training.batch_size", "training.norm_batch_size"
+    if batch_key not in recipe or not (batch_key in arguments or norm_key in arguments):
+        return ()
     notices = []
-    key = "training.batch_size"
-    old, new = (source[key].value if key in source else None for source in (recipe, arguments))
-    if old and new and old != new and "schedule.lr" in recipe and "schedule.lr" not in arguments:
+    old, new = recipe[batch_key].value, given[batch_key].value
+    if old != new and "schedule.lr" in recipe and "schedule.lr" not in arguments:
         lr = recipe["schedule.lr"]
         scaled = lr.value.scaled(new / old)
         given["schedule.lr"] = lr._replace(value=scaled)
         notices.append(
-            f"{key} {old} -> {new}: learning rate scaled by {new / old:.6g} "
+            f"{batch_key} {old} -> {new}: learning rate scaled by {new / old:.6g} "
             f"(peak {max(lr.value.values):.6g} -> {max(scaled.values):.6g})"
         )
-    key = "training.norm_batch_size"
-    if recipe and key in arguments:
-        old_norm = recipe[key].value if key in recipe else old
-        new_norm = arguments[key].value or given["training.batch_size"].value
-        if old_norm and old_norm != new_norm:
-            notices.append(
-                f"{key} {old_norm} -> {new_norm}: batch-norm sees other batches than in the recipe; "
-                "this run departs from it"
-            )
+    old, new = (
+        (source[norm_key].value if norm_key in source else None) or source[batch_key].value
+        for source in (recipe, given)
+    )
+    if old != new:
+        notices.append(
+            f"{norm_key} {old} -> {new}: batch-norm sees other batches than in the recipe; "
+            "this run departs from it"
+        )
     return tuple(notices)
 
 

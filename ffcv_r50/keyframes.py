@@ -30,7 +30,7 @@ class Keyframes:
     """(epoch, value) pairs."""
     interpolation: str
 
-    expected = "keyframes such as {0: 0.1, 30: 0.01}"
+    expected = "a table of keyframes {epoch: value, ...}"
     """What an error asks for."""
 
     def __init__(

@@ -138,7 +138,7 @@ def _name(kind: Any) -> str:
         return " or ".join(arguments)
     if get_origin(kind) is tuple:
         return "a list of two numbers"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     return names[kind] if kind in names else str(kind.expected)
 
 
@@ -264,7 +264,7 @@ def parse_argument(key: str, text: str, kind: Any) -> Given:
         assert node is not None
         return Given(_convert(node, kind), place)
     except (ValueError, yaml.YAMLError) as error:
-        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+        reason = f"not YAML: {error.problem}" if isinstance(error, yaml.MarkedYAMLError) else error
         raise UserError(f"{place}: {reason}") from error
 
 
