@@ -48,7 +48,7 @@ class Writing:
     """Decides which images are stored raw and which are in a subset."""
     num_workers: Annotated[int, Range(at_least=0)] = 0
     """Processes that read and encode; 0 takes one a core. Has no effect on the file."""
-    chunk_size: Count = 32
+    chunk_size: Count = 16
     """Images a process is given at a time. Has no effect on the file."""
 
 

@@ -1,4 +1,4 @@
-"""Write a tree of images to a ``.beton`` file.
+r"""Write a tree of images to a ``.beton`` file.
 
     python writers/write_imagenet.py --cfg.data_dir=/data/imagenet --cfg.split=train \
         --cfg.write_path=/data/train_500_50_90.beton --cfg.write_mode=proportion
