@@ -1,0 +1,38 @@
+"""How the compiled parts are compiled: without the GIL, and kept on disk between runs.
+
+numba keeps compiled code beside the source (``__pycache__``), in ``NUMBA_CACHE_DIR`` where that is
+set, or in the user's cache folder where neither can be written. A cached entry point is valid for
+one state of its own file only, but it contains the code of every function that it calls, from other
+files too. So each entry point is a closure over :data:`SOURCES`, which numba makes part of the key:
+an edit anywhere in this package compiles anew instead of running old code.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+SOURCES = zlib.crc32(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+)
+"""Checksum of the source of this package: what compiled code is valid for."""
+
+
+def inlined(function: Function) -> Function:
+    """Compile a function that only other compiled functions call (and tests)."""
+    return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
+def entry_point(function: Function) -> Function:
+    """Compile a function that Python calls, and keep it on disk.
+
+    Several processes may compile it at once: numba renames whole files into place, the last wins.
+    """
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # no folder to keep it in: every start compiles
+        return inlined(function)

@@ -1,0 +1,69 @@
+"""Which window of an image is shown, and whether it is mirrored.
+
+Random numbers are Philox's, keyed by the seed and counted by epoch and sample index, so a window
+does not depend on which thread, rank or run asks for it.
+"""
+
+import math
+
+from ffcv_r50.data.compiled import inlined
+from ffcv_r50.data.philox import below, philox4x32, uniform
+
+_TRIES = 10
+
+
+@inlined
+def random_crop(
+    seed: int,
+    epoch: int,
+    sample: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """The window of torchvision's ``RandomResizedCrop.get_params``, with numbers of our own.
+
+    Args:
+        seed, epoch, sample: what the window is a function of, besides the image's size.
+        height, width: the image's size in pixels.
+        scale: lower and upper bound of the window's share of the image's area.
+        ratio: lower and upper bound of its width over its height.
+
+    Returns:
+        (top, left, height, width) in pixels, inside the image.
+    """
+    area = height * width
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(_TRIES):
+        r0, r1, r2, r3 = philox4x32(sample & 0xFFFFFFFF, sample >> 32, epoch, i, seed)
+        target = area * uniform(r0, scale[0], scale[1])
+        aspect = math.exp(uniform(r1, log_low, log_high))
+        w = int(round(math.sqrt(target * aspect)))
+        h = int(round(math.sqrt(target / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            return below(r2, height - h + 1), below(r3, width - w + 1), h, w
+    h, w = height, width
+    if width < ratio[0] * height:
+        h = min(height, int(round(width / ratio[0])))
+    elif width > ratio[1] * height:
+        w = min(width, int(round(height * ratio[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@inlined
+def random_flip(seed: int, epoch: int, sample: int, probability: float) -> bool:
+    """Whether the sample is mirrored left to right in this epoch."""
+    r0, _, _, _ = philox4x32(sample & 0xFFFFFFFF, sample >> 32, epoch, _TRIES, seed)
+    return uniform(r0, 0.0, 1.0) < probability
+
+
+@inlined
+def center_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
+    """The central square of ``int(ratio * min(height, width))`` pixels, as FFCV's center crop.
+
+    Returns:
+        (top, left, height, width) in pixels, inside the image.
+    """
+    side = min(max(1, int(ratio * min(height, width))), height, width)
+    return (height - side) // 2, (width - side) // 2, side, side

@@ -1,0 +1,300 @@
+"""JPEG bytes to pixels, with libjpeg-turbo and only as much of the image as is asked for.
+
+**Restart tiles.** A restart marker every few MCUs (the 16 x 16 pixel units of a 4:2:0 JPEG) lets a
+decoder begin there. Where the interval divides the row of MCUs, a window of the image is made of
+whole intervals, so :func:`cut` puts together a small ordinary JPEG from just those that cover it: the
+header with the new size, the intervals with their markers numbered anew, an end marker. Decoding it
+gives the very pixels of the full decode, but for chroma interpolated across its rim, hence the two
+pixels of margin. A file is tiled when its bytes say so and nothing else: baseline (SOF0), one
+interleaved scan, a DRI segment whose interval divides the row. A writer should choose, for a row of
+n MCUs, the divisor of n nearest to 4: see :func:`restart_interval`.
+
+**Scaled decoding.** libjpeg-turbo can decode to 1/2, 1/4 or 1/8 of the size, which takes less time.
+
+All lengths are in bytes, all positions are counted from the first byte of the JPEG. Nothing here
+trusts those bytes: they are parsed within their bounds, the size in them must be the dataset's, and
+libjpeg-turbo is told how large the buffer is that it writes to.
+"""
+
+import contextlib
+import ctypes
+import ctypes.util
+import functools
+import sys
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from numba.core import types
+
+from ffcv_r50.data.compiled import inlined
+from ffcv_r50.errors import UserError
+
+MARGIN = 2
+"""Pixels around a window whose chroma reaches into it."""
+
+TJPF_RGBX = 2
+TJFLAG_FASTDCT = 2048
+TJFLAG_ACCURATEDCT = 4096
+
+# Status of a sample, from compiled code. REASONS says the same in words; for LIBRARY the library does.
+GOOD = 0
+LIBRARY = 1
+NOT_JPEG = 2
+TRUNCATED = 3
+WRONG_SIZE = 4
+RESTARTS = 5
+TOO_LARGE = 6
+
+REASONS = {
+    NOT_JPEG: "its bytes are not a JPEG",
+    TRUNCATED: "its JPEG ends too early",
+    WRONG_SIZE: "its JPEG has another width or height than the dataset says",
+    RESTARTS: "its restart markers are damaged",
+    TOO_LARGE: "it has more pixels than the loader takes",
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libjpeg-turbo's TurboJPEG library (2.x or 3.x), also made known to compiled code.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    names = [f"{sys.prefix}/lib/libturbojpeg.{end}" for end in ("so.0", "so", "dylib")]
+    names += [ctypes.util.find_library("turbojpeg") or "", "libturbojpeg.so.0", "libturbojpeg.so"]
+    for name in filter(None, names):
+        with contextlib.suppress(OSError, AttributeError):
+            found = ctypes.CDLL(name)
+            found.tjInitDecompress.restype = ctypes.c_void_p
+            found.tjInitDecompress.argtypes = []
+            found.tjDestroy.argtypes = [ctypes.c_void_p]
+            found.tjGetErrorStr2.restype = ctypes.c_char_p
+            found.tjGetErrorStr2.argtypes = [ctypes.c_void_p]
+            llvmlite.binding.load_library_permanently(name)
+            return found
+    raise UserError(
+        "libturbojpeg is not installed; install Debian's libturbojpeg0 or conda's libjpeg-turbo"
+    )
+
+
+class Decompressor:
+    """A decoder of libjpeg-turbo, for one thread at a time.
+
+    Raises:
+        UserError: the library is not installed.
+        MemoryError: the library has no memory for it.
+    """
+
+    def __init__(self) -> None:
+        self.handle = int(library().tjInitDecompress() or 0)
+        """Address of the decoder, for compiled code."""
+        if not self.handle:
+            raise MemoryError("libjpeg-turbo could not make a decoder")
+
+    def error(self) -> str:
+        """What the library said about the last image, which it could not decode."""
+        return str(library().tjGetErrorStr2(self.handle).decode(errors="replace"))
+
+    def close(self) -> None:
+        """Free the decoder."""
+        library().tjDestroy(self.handle)
+        self.handle = 0
+
+
+# Symbols, not addresses: compiled code that is kept on disk is linked anew in each process.
+_decompress: Any = types.ExternalFunction(
+    "tjDecompress2",
+    types.int32(
+        types.intp,  # decoder
+        types.intp,  # JPEG
+        types.uint64,  # its size
+        types.intp,  # pixels
+        types.int32,  # width they have room for
+        types.int32,  # bytes from row to row
+        types.int32,  # height they have room for
+        types.int32,  # format
+        types.int32,  # flags
+    ),
+)
+_memchr: Any = types.ExternalFunction("memchr", types.intp(types.intp, types.int32, types.uint64))
+_memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uint64))
+
+
+@inlined
+def _u16(data: Any, at: int) -> int:
+    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
+
+
+@inlined
+def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
+    """Read a JPEG's markers up to its first scan.
+
+    Args:
+        data: uint8 [size], the JPEG.
+
+    Returns:
+        (status, position of the frame's height, height, width, MCU height and MCU width in pixels,
+        MCUs in a restart interval that divides the row or 0, position of the scan's data). The MCU is
+        0 x 0 where the JPEG is not baseline with one interleaved scan.
+    """
+    frame = height = width = mcu_height = mcu_width = interval = components = 0
+    baseline = False
+    size = data.size
+    if size < 4 or data[0] != 0xFF or data[1] != 0xD8:
+        return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+    at = 2
+    while True:
+        if at + 4 > size:
+            return TRUNCATED, 0, 0, 0, 0, 0, 0, 0
+        if data[at] != 0xFF:
+            return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        length = _u16(data, at + 2)
+        end = at + 2 + length
+        if end > size:
+            return TRUNCATED, 0, 0, 0, 0, 0, 0, 0
+        if length < 2 or marker == 0x00 or marker == 0x01 or 0xD0 <= marker <= 0xD9:
+            return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+            components = np.int64(data[at + 9]) if length >= 8 else 0
+            if frame or components == 0 or length != 8 + 3 * components:
+                return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+            frame = at + 5
+            height, width = _u16(data, frame), _u16(data, frame + 2)
+            baseline = marker == 0xC0
+            for c in range(components):
+                sampling = np.int64(data[at + 11 + 3 * c])
+                mcu_width = max(mcu_width, 8 * (sampling >> 4))
+                mcu_height = max(mcu_height, 8 * (sampling & 15))
+            if components == 1:
+                mcu_height = mcu_width = 8
+        elif marker == 0xDD:
+            if length != 4:
+                return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+            interval = _u16(data, at + 4)
+        elif marker == 0xDA:
+            if frame == 0 or length < 3:
+                return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+            if not baseline or data[at + 4] != components or mcu_height == 0 or mcu_width == 0:
+                return GOOD, frame, height, width, 0, 0, 0, end
+            if interval and (-(-width // mcu_width)) % interval:
+                interval = 0
+            return GOOD, frame, height, width, mcu_height, mcu_width, interval, end
+        at = end
+
+
+@inlined
+def cut(
+    data: Any,
+    scan: int,
+    frame: int,
+    per_row: int,
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
+    total: int,
+    height: int,
+    width: int,
+    out: Any,
+) -> tuple[int, int]:
+    """Put together the JPEG of some rows and columns of restart intervals.
+
+    Args:
+        data: uint8 [size], a tiled JPEG.
+        scan: position of its scan's data.
+        frame: position of its frame's height.
+        per_row: intervals in a row.
+        top, bottom: first row of intervals, and the one after the last.
+        left, right: likewise columns.
+        total: intervals in the image.
+        height, width: of the new JPEG, in pixels.
+        out: uint8, at least two bytes longer than ``data``; filled.
+
+    Returns:
+        (status, size of the new JPEG).
+    """
+    source, target = data.ctypes.data, out.ctypes.data
+    size = data.size
+    _memcpy(target, source, np.uint64(scan))
+    out[frame] = height >> 8
+    out[frame + 1] = height & 255
+    out[frame + 2] = width >> 8
+    out[frame + 3] = width & 255
+    at = scan  # where the interval begins
+    to = scan
+    row = column = written = 0
+    for k in range(total):
+        end = at
+        while True:  # a marker is 0xFF and not 0x00
+            found = _memchr(source + end, 0xFF, np.uint64(size - end))
+            if found == 0:
+                return TRUNCATED, 0
+            end = found - source
+            if end + 1 >= size:
+                return TRUNCATED, 0
+            if data[end + 1] != 0:
+                break
+            end += 2
+        marker = data[end + 1]
+        if marker != (0xD0 + (k & 7) if k < total - 1 else 0xD9):
+            return RESTARTS, 0
+        if top <= row and left <= column < right:
+            _memcpy(target + to, source + at, np.uint64(end - at))
+            to += end - at
+            out[to] = 0xFF
+            out[to + 1] = 0xD0 + (written & 7)
+            to += 2
+            written += 1
+        at = end + 2
+        column += 1
+        if column == per_row:
+            column = 0
+            row += 1
+            if row == bottom:
+                break
+    out[to - 1] = 0xD9
+    return GOOD, to
+
+
+@inlined
+def decode(
+    handle: int, data: Any, size: int, height: int, width: int, scale: int, flags: int, pixels: Any
+) -> bool:
+    """Decode a JPEG to four bytes a pixel (red, green, blue, padding).
+
+    Args:
+        handle: a :class:`Decompressor`'s.
+        data: uint8, begins with the JPEG.
+        size: bytes of the JPEG.
+        height, width: of the JPEG, in pixels.
+        scale: 1, 2, 4 or 8, the size is divided by it and rounded up.
+        flags: TJFLAG_*.
+        pixels: uint8, flat; room for the rows one after another.
+
+    Returns:
+        Whether it succeeded without a warning.
+    """
+    h, w = -(-height // scale), -(-width // scale)
+    done = _decompress(
+        handle, data.ctypes.data, np.uint64(size), pixels.ctypes.data, w, 4 * w, h, TJPF_RGBX, flags
+    )
+    return done == 0  # type: ignore[no-any-return]
+
+
+def restart_interval(mcus_per_row: int) -> int:
+    """The restart interval that a writer should choose, in MCUs.
+
+    Args:
+        mcus_per_row: width of the image over width of the MCU, rounded up.
+
+    Returns:
+        A divisor of the row. See the module's docstring.
+    """
+    divisors = [d for d in range(1, mcus_per_row + 1) if mcus_per_row % d == 0]
+    return min(divisors, key=lambda d: abs(np.log2(d / 4)))

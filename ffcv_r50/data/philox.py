@@ -1,0 +1,53 @@
+"""Philox4x32-10: random numbers as a function of a counter and a key, without any state.
+
+J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011. The same function as ``Philox4x32`` in Random123, cuRAND and (keyed alike) PyTorch on CUDA.
+
+The key is the seed. The counter's last word tells apart what the numbers are for, see the streams
+below; its third is the epoch.
+"""
+
+import numpy as np
+
+from ffcv_r50.data.compiled import inlined
+
+ORDER_STREAM = 0x1000_0000
+PAGES_STREAM = 0x2000_0000
+POOLS_STREAM = 0x3000_0000
+# The tries of a random crop are streams 0 to 9, the flip is stream 10.
+
+_M0 = np.uint64(0xD2511F53)
+_M1 = np.uint64(0xCD9E8D57)
+_W0 = np.uint64(0x9E3779B9)
+_W1 = np.uint64(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+
+
+@inlined
+def philox4x32(
+    c0: int, c1: int, c2: int, c3: int, key: int
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Four random 32-bit numbers, each in a uint64, for a 128-bit counter and a 64-bit key."""
+    x0, x1, x2, x3 = np.uint64(c0), np.uint64(c1), np.uint64(c2), np.uint64(c3)
+    k0 = np.uint64(key) & _LOW
+    k1 = np.uint64(key) >> _32
+    for _ in range(10):
+        p0 = _M0 * x0
+        p1 = _M1 * x2
+        x0, x1, x2, x3 = (p1 >> _32) ^ x1 ^ k0, p1 & _LOW, (p0 >> _32) ^ x3 ^ k1, p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
+    return x0, x1, x2, x3
+
+
+@inlined
+def below(bits: np.uint64, n: int) -> int:
+    """A whole number in [0, n) from 32 random bits; n < 2**32, bias under n / 2**32."""
+    return np.int64((bits * np.uint64(n)) >> _32)
+
+
+@inlined
+def uniform(bits: np.uint64, low: float, high: float) -> float:
+    """A real number in [low, high) from 32 random bits."""
+    return low + (high - low) * (np.float64(bits) * 2.0**-32)
