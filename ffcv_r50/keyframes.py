@@ -35,7 +35,7 @@ class Keyframes:
 
     def __init__(
         self,
-        points: Mapping[float, float] | Iterable[tuple[float, float]],
+        points: Mapping[int, float] | Mapping[float, float] | Iterable[tuple[float, float]],
         interpolation: str = "linear",
     ) -> None:
         pairs = tuple(points.items() if isinstance(points, Mapping) else points)

@@ -305,9 +305,9 @@ def _training_costs(config: Config, dataset: Dataset) -> dict[int, int]:
 
 
 def _unit(operations: float) -> tuple[float, str]:
-    """The largest unit of which there is one: 1e18 and EFLOP, and so on."""
+    """The largest unit of which there are ten: 1e18 and EFLOP, and so on."""
     units = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")]
-    return next((unit for unit in units if operations >= unit[0]), (1e9, "GFLOP"))
+    return next((unit for unit in units if operations >= 10 * unit[0]), (1e9, "GFLOP"))
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:

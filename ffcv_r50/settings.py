@@ -158,7 +158,7 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         for number in numbers:
             if number not in arguments[1]:
-                raise ValueError(f"expected {_name(kind)}, got {number}")
+                raise ValueError(f"expected {_name(kind)}, got {number:.15g}")
         return value
     mismatch = ValueError(f"expected {_name(kind)}, got {_shown(node)}")
     is_null = isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULLS

@@ -1,0 +1,131 @@
+"""The recipe files: each holds the numbers that were published, and only those."""
+
+from pathlib import Path
+
+import pytest
+import torchvision
+import yaml
+
+from ffcv_r50 import config, recipe
+from ffcv_r50.config import Config, Data, Dist, Logging, Model, Schedule, Training, Validation
+from ffcv_r50.keyframes import Keyframes
+
+RCP = Path(__file__).resolve().parents[1] / "rcp"
+
+# ffcv-imagenet's README: ramp of the resolution, then top-1, top-5 and minutes of rn50 and rn18.
+PUBLISHED = {
+    16: (11, 13, "73.8", "90.8", "14.9", "66.9", "86.8", "35.0"),
+    24: (17, 20, "75.6", "92.1", "21.7", "68.8", "88.1", "51.6"),
+    32: (23, 27, "76.6", "92.7", "28.7", "70.0", "88.9", "68.9"),
+    40: (29, 34, "77.2", "93.2", "35.6", "70.6", "89.4", "85.5"),
+    56: (41, 48, "78.0", "93.7", "49.4", "71.3", "89.9", "119.4"),
+    88: (65, 76, "78.4", "94.1", "77.2", "72.4", "90.3", "187.3"),
+}
+
+
+def load(name: str) -> Config:
+    return config.load([f"--config={RCP / name}.yaml"], needs_data=False)
+
+
+def header(name: str) -> str:
+    lines = (RCP / f"{name}.yaml").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def published(arch: str, epochs: int) -> Config:
+    """The recipe as ffcv-imagenet's table and configuration files give it."""
+    start, end, *_ = PUBLISHED[epochs]
+    peak = {"resnet50": 1.7, "resnet18": 0.5}[arch]
+    return Config(
+        model=Model(arch=arch, blurpool=True),
+        data=Data(),
+        training=Training(
+            epochs=epochs,
+            batch_size={"resnet50": 4096, "resnet18": 1024}[arch],
+            norm_batch_size={"resnet50": 512, "resnet18": 1024}[arch],
+            label_smoothing=0.1,
+            weight_decay={"resnet50": 1e-4, "resnet18": 5e-5}[arch],
+            momentum=0.9,
+        ),
+        schedule=Schedule(
+            lr=Keyframes({0: {1.7: 1.7e-4, 0.5: 0.5e-4}[peak], 2: peak, epochs: 0}),
+            resolution=Keyframes({0: 160, start: 160, end: 192, epochs: 192}),
+        ),
+        validation=Validation(resolution=256, crop_ratio=224 / 256, tta="flip"),
+        logging=Logging(),
+        dist=Dist(),
+    )
+
+
+@pytest.mark.parametrize("epochs", PUBLISHED)
+@pytest.mark.parametrize(
+    ("short", "arch", "gpus"), [("rn50", "resnet50", 8), ("rn18", "resnet18", 1)]
+)
+def test_the_published_recipes(short: str, arch: str, gpus: int, epochs: int) -> None:
+    name = f"{short}_{epochs}ep"
+    assert load(name) == published(arch, epochs)
+    top_1, top_5, minutes = PUBLISHED[epochs][2:5] if short == "rn50" else PUBLISHED[epochs][5:]
+    text = header(name)
+    result = f"Published: {top_1} % top-1, {top_5} % top-5, {minutes} minutes on {gpus} x A100."
+    assert result in text
+    assert "github.com/libffcv/ffcv-imagenet" in text
+    assert f"--config rcp/{name}.yaml" in text
+    assert (f"--nproc_per_node={gpus}" in text) == (gpus > 1)
+    assert recipe.plan(load(name), gpus).micro_batches == 1  # as published: no accumulation
+
+
+def test_the_torchvision_baseline() -> None:
+    loaded = load("rn50_90ep_torchvision")
+    assert loaded == Config(
+        model=Model(arch="resnet50", blurpool=False),
+        data=Data(),
+        training=Training(
+            epochs=90,
+            batch_size=8 * 32,
+            norm_batch_size=32,
+            label_smoothing=0.0,
+            weight_decay=1e-4,
+            decay_norm_and_bias=True,
+            momentum=0.9,
+        ),
+        schedule=Schedule(
+            lr=Keyframes({0: 0.1, 30: 0.01, 60: 0.001}, "step"), resolution=Keyframes({0: 224})
+        ),
+        validation=Validation(resolution=224, crop_ratio=224 / 256, tta="none"),
+        logging=Logging(),
+        dist=Dist(),
+    )
+    metrics = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
+    published = f"Published: {metrics['acc@1']:.3f} % top-1, {metrics['acc@5']:.3f} % top-5"
+    assert published in header("rn50_90ep_torchvision")
+    assert recipe.plan(loaded, 8).micro_batches == 1
+
+
+def test_the_demo_is_for_two_processes() -> None:
+    assert recipe.plan(load("digits"), 2).micro_batches >= 1
+
+
+def test_every_file_is_tested_here() -> None:
+    published_names = {f"{arch}_{epochs}ep" for arch in ("rn50", "rn18") for epochs in PUBLISHED}
+    assert {path.stem for path in RCP.glob("*")} == {
+        *published_names,
+        "rn50_90ep_torchvision",
+        "digits",
+    }
+
+
+@pytest.mark.parametrize("path", sorted(RCP.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_readable_alone(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"--config rcp/{path.name}" in text
+    assert max(map(len, text.splitlines())) <= 100
+    written = yaml.safe_load(text)
+    assert {"model", "training", "schedule", "validation"} <= set(written)
+    assert {"epochs", "batch_size", "norm_batch_size", "weight_decay", "momentum"} <= set(
+        written["training"]
+    )
+    assert {"resolution", "crop_ratio", "tta"} <= set(written["validation"])
+    # Where data lies and where a run writes belongs to the command line.
+    assert "logging" not in written
+    assert not {"train_dataset", "val_dataset"} & set(written.get("data", {}))
