@@ -75,13 +75,17 @@ def _export_split(target: Path, scans: dict[str, npt.NDArray[np.float64]]) -> No
         shutil.rmtree(left)
     temporary = Path(tempfile.mkdtemp(".tmp", f".{target.name}.", target.parent))
     temporary.chmod(0o755)
-    for name, scan in scans.items():
-        path = temporary / name
-        path.parent.mkdir(exist_ok=True)
-        gray = np.rint(scan.reshape(8, 8) * (255 / 16)).astype(np.uint8)
-        large = Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        large.save(path, "JPEG", quality=QUALITY)
-    os.rename(temporary, target)
+    try:
+        for name, scan in scans.items():
+            path = temporary / name
+            path.parent.mkdir(exist_ok=True)
+            gray = np.rint(scan.reshape(8, 8) * (255 / 16)).astype(np.uint8)
+            large = Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            large.save(path, "JPEG", quality=QUALITY)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
 
 
 def main() -> None:
