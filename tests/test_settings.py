@@ -155,6 +155,10 @@ def test_later_sources_win_and_defaults_fill_in(tmp_path: Path) -> None:
     assert given["oven.minutes"] == Given(5, f"{path}:1: oven.minutes")
 
 
+def test_both_ends_of_a_range_count_as_declared() -> None:
+    assert settings.read(Kitchen, ["--oven.heat=300", "--oven.rack=1"]).oven.rack == 1
+
+
 def test_an_empty_file_and_an_empty_section_give_nothing(tmp_path: Path) -> None:
     for text in ("", "# only a comment\n", "oven:\n"):
         path = tmp_path / "x.yaml"
@@ -226,6 +230,8 @@ def test_errors_of_a_file_name_file_line_and_key(tmp_path: Path, text: str, mess
     ("argv", "message"),
     [
         (["--oven.hat=1"], "command line: --oven.hat is not a setting; did you mean --oven.heat?"),
+        (["--oven.cook=Ada"], "command line: --oven.cook is not a setting; did you mean --cook?"),
+        (["--refrigerator.minuts=1"], "command line: --refrigerator.minuts is not a setting; did you mean --oven.minutes?"),
         (["--heat=1"], "command line: --heat is not a setting; did you mean --oven.heat?"),
         (["--remarks=a"], "command line: --remarks is not a setting; --help lists the settings"),
         (["--oven.heat=hot"], "command line: --oven.heat: expected a number, got 'hot'"),
@@ -279,7 +285,9 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, name: str) -> None:
             ramp=Keyframes({0: 1e-7, 0.5: 3, 88: 0}, "step"),
         ),
     )
-    assert from_yaml(tmp_path, settings.to_yaml(kitchen)) == kitchen
+    text = settings.to_yaml(kitchen)
+    assert from_yaml(tmp_path, text) == kitchen
+    assert text.index("heat") < text.index("fan") < text.index("cook")  # as declared
 
 
 def test_help_prints_every_setting_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
