@@ -221,7 +221,7 @@ def load(argv: Sequence[str], *, needs_data: bool = True) -> Config:
     words = settings.split(argv)
     if "help" in words:
         usage = "usage: train_imagenet.py --config FILE [--section.key=value ...]"
-        print(settings.help_text(Config, usage))
+        settings.print_page(settings.help_text(Config, usage))
         raise SystemExit(0)
     return resolve(words, needs_data=needs_data)
 
@@ -356,4 +356,4 @@ def _check_data(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    print(settings.reference(Config))
+    settings.print_page(settings.reference(Config))

@@ -117,8 +117,7 @@ def show(argv: Sequence[str]) -> None:
     named = bool(argv) and not argv[0].startswith("-")
     words = settings.split(argv[1:] if named else argv)
     if "help" in words:
-        print(USAGE)
-        print(settings.help_text(Config, "Settings of the recipe:"))
+        settings.print_page(settings.help_text(Config, f"{USAGE}\nSettings of the recipe:"))
         return
     path = argv[0] if named else words.get("config")
     if path is None:
@@ -143,7 +142,7 @@ def show(argv: Sequence[str]) -> None:
             "as two; convolutions and matrix products only.\n"
         )
         console.print(_parts(config, dataset))
-    print("\n".join(line.rstrip() for line in page.get().splitlines()))
+    settings.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
 
 
 def _header(path: Path) -> list[str]:
@@ -189,7 +188,7 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     decayed = "on everything" if training.decay_norm_and_bias else "not on norms and biases"
     averaged = "flipped images averaged in" if validation.tta == "flip" else "no flips"
     tested = (
-        "not counted, unknown number of images"
+        "images not counted, data.val_dataset not given"
         if dataset.val_samples is None
         else f"{dataset.val_samples:,} images"
     )
@@ -203,8 +202,8 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
         "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
         f"{left_out:,} images are left out, other ones each epoch",
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
-        "evaluation": f"{tested} each epoch at {validation.resolution} px, crop ratio "
-        f"{validation.crop_ratio:g}, {averaged}",
+        "evaluation": f"each epoch at {validation.resolution} px, crop ratio "
+        f"{validation.crop_ratio:g}, {averaged}; {tested}",
     }
     table = Table.grid(padding=(0, 2))
     table.width = WIDTH

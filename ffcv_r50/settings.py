@@ -15,7 +15,9 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import os
 import re
+import sys
 import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -379,7 +381,7 @@ def read(cls: type[T], argv: Sequence[str], usage: str = "") -> T:
     """
     words = split(argv)
     if "help" in words:
-        print(help_text(cls, usage))
+        print_page(help_text(cls, usage))
         raise SystemExit(0)
     return build(cls, from_arguments(cls, words))
 
@@ -449,3 +451,12 @@ def help_text(cls: type, usage: str = "") -> str:
         lines.append(f"  --{key}  ({kind}; {default})")
         lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def print_page(text: str) -> None:
+    """Print many lines at once; a reader that has seen enough of them (``| head``) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer would fail again when Python flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

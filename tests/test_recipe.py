@@ -268,7 +268,7 @@ def test_the_page_counts_a_dataset_that_is_there(
     data = [f"--data.{split}_dataset={tmp_path}/{split}.beton" for split in ("train", "val")]
     page = squeeze(page_of(capsys, *data))
     assert f"data 9,000 images, 3 classes (counted in {tmp_path}/train.beton)" in page
-    assert "evaluation 77 images each epoch at 256 px" in page
+    assert "flipped images averaged in; 77 images" in page
     missing = squeeze(page_of(capsys, "--data.train_dataset=nowhere.beton"))
     assert "(ImageNet's numbers: nowhere.beton does not exist)" in missing
 
@@ -281,6 +281,15 @@ def test_the_program(tmp_path: Path) -> None:
     good = run("rcp/rn18_16ep.yaml")
     assert (good.returncode, good.stderr) == (0, "")
     assert good.stdout.startswith("ResNet-18 on ImageNet, 16 epochs.\n")
+    # Nobody reads: `true` has long ended when the page is printed.
+    unread = subprocess.run(
+        f"{sys.executable} -m ffcv_r50.recipe --help | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert unread.stderr == ""
     bad = run("rcp/rn18_16ep.yaml", "--training.epoch=3")
     assert (bad.returncode, bad.stdout) == (BAD_INPUT, "")
     assert bad.stderr == (
