@@ -10,7 +10,7 @@ an edit anywhere in this package compiles anew instead of running old code.
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -24,7 +24,8 @@ SOURCES = zlib.crc32(
 
 def inlined(function: Function) -> Function:
     """Compile a function that only other compiled functions call (and tests)."""
-    return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    return cast(Function, compiled)
 
 
 def entry_point(function: Function) -> Function:
@@ -33,6 +34,7 @@ def entry_point(function: Function) -> Function:
     Several processes may compile it at once: numba renames whole files into place, the last wins.
     """
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
+        compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # no folder to keep it in: every start compiles
-        return inlined(function)
+        compiled = inlined(function)
+    return cast(Function, compiled)

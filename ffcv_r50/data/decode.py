@@ -12,7 +12,7 @@ from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_RAW, Beton
 from ffcv_r50.data.compiled import SOURCES, entry_point, inlined
 from ffcv_r50.data.crops import center_crop, random_crop, random_flip
-from ffcv_r50.data.resize import resize
+from ffcv_r50.data.resize import line_size, resize
 
 LARGEST = 1 << 27
 """Pixels; a decode that needs more is refused."""
@@ -31,8 +31,6 @@ class Sampling(NamedTuple):
     center_ratio: float
     scaled: bool
     """Decode at 1/2, 1/4 or 1/8 where the window is that much larger than the output."""
-    flags: int
-    """TJFLAG_* for libjpeg-turbo."""
 
 
 class Stored(NamedTuple):
@@ -44,6 +42,10 @@ class Stored(NamedTuple):
     widths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    most_bytes: int
+    """Of the largest sample."""
+    most_pixels: int
+    longest_side: int
 
     @classmethod
     def of(cls, dataset: Beton) -> "Stored":
@@ -56,6 +58,9 @@ class Stored(NamedTuple):
             dataset.widths,
             dataset.offsets,
             dataset.sizes,
+            int(dataset.sizes.max()),
+            int(np.multiply(dataset.heights, dataset.widths, dtype=np.int64).max()),
+            int(max(dataset.heights.max(), dataset.widths.max())),
         )
 
 
@@ -73,22 +78,20 @@ class Scratch(NamedTuple):
     line: npt.NDArray[np.float32]
 
     @classmethod
-    def allocate(cls, dataset: Beton, resolution: int) -> "Scratch":
+    def allocate(cls, stored: Stored, resolution: int) -> "Scratch":
         """Enough for each sample of a dataset at a resolution."""
-        heights, widths = dataset.heights.astype(np.int64), dataset.widths.astype(np.int64)
-        pixels = int(min(LARGEST, (heights * widths).max()))
-        longest = int(max(heights.max(), widths.max()))
-        weights = 2 * longest + 3 * resolution
+        longest = max(stored.longest_side, resolution)
+        weights = 2 * stored.longest_side + 5 * resolution
         return cls(
-            np.empty(int(dataset.sizes.max()) + 2, np.uint8),
-            np.empty(4 * pixels, np.uint8),
+            np.empty(stored.most_bytes, np.uint8),
+            np.empty(4 * min(LARGEST, stored.most_pixels), np.uint8),
             np.empty(resolution, np.int64),
             np.empty(resolution, np.int64),
             np.empty(weights, np.float32),
             np.empty(resolution, np.int64),
             np.empty(resolution, np.int64),
             np.empty(weights, np.float32),
-            np.empty(4 * longest, np.float32),
+            np.zeros(line_size(longest), np.float32),
         )
 
 
@@ -112,7 +115,6 @@ def decode_jpeg(
     height: int,
     width: int,
     scale: int,
-    flags: int,
     scratch: Any,
 ) -> tuple[int, int, int, int, int]:
     """Decode at least a window of a JPEG.
@@ -123,7 +125,6 @@ def decode_jpeg(
         rows, columns: the image's size as the dataset has it.
         top, left, height, width: the window in pixels.
         scale: 1, 2, 4 or 8, see :func:`scaling`.
-        flags: TJFLAG_*.
         scratch: a :class:`Scratch`; the pixels end up in its ``pixels``.
 
     Returns:
@@ -156,7 +157,7 @@ def decode_jpeg(
     decoded_h, decoded_w = -(-h // scale), -(-w // scale)
     if 4 * decoded_h * decoded_w > scratch.pixels.size:
         return jpeg.TOO_LARGE, 0, 0, 0, 0
-    if not jpeg.decode(handle, data, size, h, w, scale, flags, scratch.pixels):
+    if not jpeg.decode(handle, data, size, h, w, scale, scratch.pixels):
         return jpeg.LIBRARY, 0, 0, 0, 0
     return jpeg.GOOD, decoded_h, decoded_w, first_row // scale, first_column // scale
 
@@ -165,15 +166,6 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
     @entry_point
     def decode_samples(handle, stored, sampling, samples, start, scratch, out):  # type: ignore[no-untyped-def]
         resolution = out.shape[1] + 0 * sources
-        lines = (
-            scratch.firsts_y,
-            scratch.taps_y,
-            scratch.weights_y,
-            scratch.firsts_x,
-            scratch.taps_x,
-            scratch.weights_x,
-            scratch.line,
-        )
         for i in range(start, samples.size):
             sample = samples[i]
             rows, columns = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
@@ -200,13 +192,10 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
                     3,
                     rows,
                     columns,
-                    top,
-                    left,
-                    height,
-                    width,
+                    (float(top), float(left), float(height), float(width)),
                     flip,
                     out[i],
-                    lines,
+                    scratch,
                 )
                 continue
             scale = scaling(height, width, resolution) if sampling.scaled else 1
@@ -220,7 +209,6 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
                 height,
                 width,
                 scale,
-                sampling.flags,
                 scratch,
             )
             if status != jpeg.GOOD:
@@ -231,13 +219,15 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
                 4,
                 h,
                 w,
-                top / scale - first_row,
-                left / scale - first_column,
-                height / scale,
-                width / scale,
+                (
+                    top / scale - first_row,
+                    left / scale - first_column,
+                    height / scale,
+                    width / scale,
+                ),
                 flip,
                 out[i],
-                lines,
+                scratch,
             )
         return samples.size, jpeg.GOOD
 
@@ -271,4 +261,4 @@ def decode_samples(
         (n, GOOD), or (position of the first bad sample, its status): see
         :data:`ffcv_r50.data.jpeg.REASONS`.
     """
-    return _decode_samples(handle, stored, sampling, samples, start, scratch, out)  # type: ignore[no-any-return]
+    return _decode_samples(handle, stored, sampling, samples, start, scratch, out)

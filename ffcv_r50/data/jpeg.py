@@ -6,10 +6,13 @@ whole intervals, so :func:`cut` puts together a small ordinary JPEG from just th
 header with the new size, the intervals with their markers numbered anew, an end marker. Decoding it
 gives the very pixels of the full decode, but for chroma interpolated across its rim, hence the two
 pixels of margin. A file is tiled when its bytes say so and nothing else: baseline (SOF0), one
-interleaved scan, a DRI segment whose interval divides the row. A writer should choose, for a row of
-n MCUs, the divisor of n nearest to 4: see :func:`restart_interval`.
+interleaved scan, a DRI segment whose interval divides the row. Writers do well to choose the divisor
+of the row nearest to 4.
 
 **Scaled decoding.** libjpeg-turbo can decode to 1/2, 1/4 or 1/8 of the size, which takes less time.
+
+**The accurate DCT** is used throughout, so pixels are those of Pillow and torchvision. Stock FFCV
+takes the fast one; it saves 2 % here and is 0.9 of 255 off on average (real photos, quality 90).
 
 All lengths are in bytes, all positions are counted from the first byte of the JPEG. Nothing here
 trusts those bytes: they are parsed within their bounds, the size in them must be the dataset's, and
@@ -34,7 +37,6 @@ MARGIN = 2
 """Pixels around a window whose chroma reaches into it."""
 
 TJPF_RGBX = 2
-TJFLAG_FASTDCT = 2048
 TJFLAG_ACCURATEDCT = 4096
 
 # Status of a sample, from compiled code. REASONS says the same in words; for LIBRARY the library does.
@@ -123,8 +125,13 @@ _memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.int
 
 
 @inlined
+def _u8(data: Any, at: int) -> int:
+    return np.int64(data[at])  # type: ignore[return-value]
+
+
+@inlined
 def _u16(data: Any, at: int) -> int:
-    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
+    return _u8(data, at) << 8 | _u8(data, at + 1)
 
 
 @inlined
@@ -161,14 +168,14 @@ def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
         if length < 2 or marker == 0x00 or marker == 0x01 or 0xD0 <= marker <= 0xD9:
             return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
         if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            components = np.int64(data[at + 9]) if length >= 8 else 0
+            components = _u8(data, at + 9) if length >= 8 else 0
             if frame or components == 0 or length != 8 + 3 * components:
                 return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
             frame = at + 5
             height, width = _u16(data, frame), _u16(data, frame + 2)
             baseline = marker == 0xC0
             for c in range(components):
-                sampling = np.int64(data[at + 11 + 3 * c])
+                sampling = _u8(data, at + 11 + 3 * c)
                 mcu_width = max(mcu_width, 8 * (sampling >> 4))
                 mcu_height = max(mcu_height, 8 * (sampling & 15))
             if components == 1:
@@ -214,7 +221,7 @@ def cut(
         left, right: likewise columns.
         total: intervals in the image.
         height, width: of the new JPEG, in pixels.
-        out: uint8, at least two bytes longer than ``data``; filled.
+        out: uint8, at least as long as ``data``; filled.
 
     Returns:
         (status, size of the new JPEG).
@@ -264,7 +271,7 @@ def cut(
 
 @inlined
 def decode(
-    handle: int, data: Any, size: int, height: int, width: int, scale: int, flags: int, pixels: Any
+    handle: int, data: Any, size: int, height: int, width: int, scale: int, pixels: Any
 ) -> bool:
     """Decode a JPEG to four bytes a pixel (red, green, blue, padding).
 
@@ -274,7 +281,6 @@ def decode(
         size: bytes of the JPEG.
         height, width: of the JPEG, in pixels.
         scale: 1, 2, 4 or 8, the size is divided by it and rounded up.
-        flags: TJFLAG_*.
         pixels: uint8, flat; room for the rows one after another.
 
     Returns:
@@ -282,19 +288,14 @@ def decode(
     """
     h, w = -(-height // scale), -(-width // scale)
     done = _decompress(
-        handle, data.ctypes.data, np.uint64(size), pixels.ctypes.data, w, 4 * w, h, TJPF_RGBX, flags
+        handle,
+        data.ctypes.data,
+        np.uint64(size),
+        pixels.ctypes.data,
+        w,
+        4 * w,
+        h,
+        TJPF_RGBX,
+        TJFLAG_ACCURATEDCT,
     )
-    return done == 0  # type: ignore[no-any-return]
-
-
-def restart_interval(mcus_per_row: int) -> int:
-    """The restart interval that a writer should choose, in MCUs.
-
-    Args:
-        mcus_per_row: width of the image over width of the MCU, rounded up.
-
-    Returns:
-        A divisor of the row. See the module's docstring.
-    """
-    divisors = [d for d in range(1, mcus_per_row + 1) if mcus_per_row % d == 0]
-    return min(divisors, key=lambda d: abs(np.log2(d / 4)))
+    return bool(done == 0)

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffcv_r50.data import jpeg, order
+from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.decode import Sampling, Scratch, Stored, decode_samples
+from ffcv_r50.data.order import PageOrder, random_order
 from ffcv_r50.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class _Work:
     def __init__(
         self,
         dataset: Beton,
+        stored: Stored,
         batches: list[npt.NDArray[np.int64]],
         slots: list[_Slot],
         resolution: int,
@@ -87,7 +89,7 @@ class _Work:
         gray: bool,
     ) -> None:
         self.dataset = dataset
-        self.stored = Stored.of(dataset)
+        self.stored = stored
         self.batches = batches
         self.slots = slots
         self.resolution = resolution
@@ -138,7 +140,7 @@ class _Work:
         try:
             decompressor = jpeg.Decompressor()
             try:
-                scratch = Scratch.allocate(self.dataset, self.resolution)
+                scratch = Scratch.allocate(self.stored, self.resolution)
                 while (piece := self.take()) is not None:
                     self._decode(decompressor, scratch, *piece)
             finally:
@@ -284,6 +286,7 @@ class _Loader:
             raise UserError(f"bad_images is {bad_images!r}; choose 'error' or 'gray'")
         jpeg.library()
         self.dataset = dataset
+        self._stored = Stored.of(dataset)
         self.rank = rank
         self.world_size = world_size
         self._num_workers = num_workers
@@ -300,6 +303,7 @@ class _Loader:
         self.close()
         work = _Work(
             self.dataset,
+            self._stored,
             batches,
             self._slots,
             resolution,
@@ -393,7 +397,7 @@ class TrainLoader(_Loader):
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
         self._batch_size = batch_size
         self._micro_batch_size = micro_batch_size
-        self._order = order
+        self._pages = PageOrder(dataset.offsets, dataset.page_size) if order != "random" else None
         self._sampling = Sampling(
             np.uint64(self._seed),
             0,
@@ -403,7 +407,6 @@ class TrainLoader(_Loader):
             float(flip),
             1.0,
             scaled_decode,
-            jpeg.TJFLAG_FASTDCT,
         )
 
     def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Epoch:
@@ -419,18 +422,15 @@ class TrainLoader(_Loader):
         """
         if not 0 <= first_step <= self.steps_per_epoch:
             raise UserError(f"step {first_step} is not in an epoch of {self.steps_per_epoch} steps")
-        samples = self._samples(epoch)
-        share = self._batch_size // self.world_size
+        if self._pages is None:
+            samples = random_order(self.dataset.num_samples, self._seed, epoch)
+        else:
+            samples = self._pages.order(self._seed, epoch, self._batch_size, self._micro_batch_size)
         mine = samples[: self.steps_per_epoch * self._batch_size].reshape(
             self.steps_per_epoch, self.world_size, -1, self._micro_batch_size
         )[first_step:, self.rank]
-        assert mine.shape[1] * self._micro_batch_size == share
         batches = list(np.ascontiguousarray(mine).reshape(-1, self._micro_batch_size))
         return self._epoch(batches, resolution, self._sampling._replace(epoch=epoch))
-
-    def _samples(self, epoch: int) -> npt.NDArray[np.int64]:
-        """[num_samples] the epoch's order of samples, the same on all ranks."""
-        return order.random(self.dataset.num_samples, self._seed, epoch)
 
 
 class EvalLoader(_Loader):
@@ -484,7 +484,6 @@ class EvalLoader(_Loader):
             0.0,
             float(crop_ratio),
             False,
-            jpeg.TJFLAG_ACCURATEDCT,
         )
 
     def epoch(self) -> Epoch:

@@ -44,7 +44,7 @@ def philox4x32(
 @inlined
 def below(bits: np.uint64, n: int) -> int:
     """A whole number in [0, n) from 32 random bits; n < 2**32, bias under n / 2**32."""
-    return np.int64((bits * np.uint64(n)) >> _32)
+    return np.int64((bits * np.uint64(n)) >> _32)  # type: ignore[return-value]
 
 
 @inlined
