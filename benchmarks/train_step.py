@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -107,7 +107,7 @@ def measure(
 
     @contextlib.contextmanager
     def loaded() -> Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]:
-        def parts() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        def parts() -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
             while True:
                 with loader.epoch(next(epochs), options.resolution) as batches:
                     yield from device_data.to_device(batches, world.device)

@@ -68,7 +68,8 @@ def load(path: Path) -> dict[str, Any]:
     except DamagedCheckpoint:
         raise
     except Exception as error:  # zipfile and torch raise many kinds on damaged input
-        raise DamagedCheckpoint(f"{path}: not a whole checkpoint ({error})") from error
+        reason = str(error).partition("\n")[0][:100]
+        raise DamagedCheckpoint(f"{path}: not a whole checkpoint ({reason})") from error
     return state
 
 

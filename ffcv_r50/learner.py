@@ -1,5 +1,6 @@
 """The network and what changes it: one optimizer step at a time."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +17,13 @@ from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.models.batchnorm import RunningStatistics
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# torch 2.15 renamed the argument and warns about its old name.
+BROADCAST_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -89,7 +97,9 @@ class Learner:
         if world.size > 1:
             # Buffers need no broadcast: batch-norm's are the same everywhere after each step.
             self._forward = DistributedDataParallel(
-                self._forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                self._forward,
+                gradient_as_bucket_view=True,
+                **{BROADCAST_BUFFERS: False},  # type: ignore[arg-type]
             )
         # One all-reduce a step carries everything besides the gradients: the loss and the
         # statistics of batch-norm.

@@ -45,8 +45,8 @@ def versions() -> dict[str, str]:
     return {
         "ffcv_r50": ffcv_r50.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
+        "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
         "numba": numba.__version__,
         "cuda": torch.version.cuda or "",

@@ -32,7 +32,7 @@ def test_plain_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     speaker = console.Console(enabled=True)
     with speaker.bar("epoch 1/2", 40) as bar:
         for done, seconds in ((1, 4.0), (2, 11.0), (3, 12.0)):

@@ -10,10 +10,10 @@ def test_one_step_advances_by_the_mean_over_the_parts() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.1), nn.BatchNorm2d(3, momentum=0.3))
     for norm in model:
-        norm.running_mean.uniform_()  # type: ignore[operator,union-attr]
-        norm.running_var.uniform_()  # type: ignore[operator,union-attr]
-    mean = [norm.running_mean.clone() for norm in model]  # type: ignore[operator,union-attr]
-    var = [norm.running_var.clone() for norm in model]  # type: ignore[operator,union-attr]
+        norm.running_mean.uniform_()  # type: ignore[operator]
+        norm.running_var.uniform_()  # type: ignore[operator]
+    mean = [norm.running_mean.clone() for norm in model]  # type: ignore[operator]
+    var = [norm.running_var.clone() for norm in model]  # type: ignore[operator]
     parts = torch.randn(4, 5, 3, 2, 2) * 2 + 1
 
     statistics = RunningStatistics(model)

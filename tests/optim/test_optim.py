@@ -36,12 +36,11 @@ def test_all_decay_when_asked() -> None:
 def test_sgd_steps_as_torchs_with_the_rate_that_was_set() -> None:
     ours, theirs = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
     theirs.load_state_dict(ours.state_dict())
-    options = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
-    one = optim.sgd(ours, decay_norm_and_bias=False, **options)  # type: ignore[arg-type]
-    for step, lr in enumerate((0.5, 0.25, 0.1)):
-        two = torch.optim.SGD(theirs.parameters(), lr=lr, **options) if step == 0 else two  # type: ignore[arg-type]  # noqa: F821
-        two.param_groups[0]["lr"] = lr
+    one = optim.sgd(ours, momentum=0.9, nesterov=True, weight_decay=0.01, decay_norm_and_bias=False)
+    two = torch.optim.SGD(theirs.parameters(), momentum=0.9, nesterov=True, weight_decay=0.01)
+    for lr in (0.5, 0.25, 0.1):
         optim.set_learning_rate(one, lr)
+        two.param_groups[0]["lr"] = lr
         for layer, optimizer in ((ours, one), (theirs, two)):
             optimizer.zero_grad()
             layer(torch.arange(3.0)).square().sum().backward()

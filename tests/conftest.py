@@ -1,0 +1,151 @@
+"""What several test files share: a small dataset, a small recipe, and runs of several processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TRAIN_IMAGES = 70  # two batches of 32 and a tail that is dropped
+VAL_IMAGES = 29
+
+RECIPE = """
+model:    {arch: resnet18, zero_init_residual: true}
+data:     {num_workers: 1, crop_scale: [0.3, 1.0]}
+training: {epochs: 3, batch_size: 32, norm_batch_size: 8, label_smoothing: 0.1, momentum: 0.9}
+schedule:
+  lr:         {0: 0.002, 1: 0.02, 3: 0.0}
+  resolution: {0: 32, 2: 64}
+validation: {resolution: 40, crop_ratio: 0.875, tta: flip, batch_size: 8}
+"""
+
+
+class Dataset(NamedTuple):
+    """Two ``.beton`` files and a recipe for them."""
+
+    train: Path
+    val: Path
+    recipe: Path
+
+    def arguments(self, folder: Path, *more: str) -> list[str]:
+        """The command line of a run in ``folder``."""
+        return [
+            f"--config={self.recipe}",
+            f"--data.train_dataset={self.train}",
+            f"--data.val_dataset={self.val}",
+            f"--logging.folder={folder}",
+            *more,
+        ]
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    """An ImageFolder of three classes told apart by their colour, in sizes that differ."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        label = i % 3
+        height, width = rng.integers(40, 90, 2)
+        coarse = rng.integers(0, 160, (4, 4, 3)).astype(np.uint8)
+        coarse[..., label] += 60
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        path = folder / "abc"[label] / f"{i:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=95)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """100 training and 29 validation images of three classes, and RECIPE."""
+    from writers import writing
+    from writers.config import Writing
+
+    folder = tmp_path_factory.mktemp("dataset")
+    files = []
+    splits: list[tuple[Literal["train", "val"], int]] = [
+        ("train", TRAIN_IMAGES),
+        ("val", VAL_IMAGES),
+    ]
+    for seed, (split, count) in enumerate(splits):
+        write_images(folder / split, count, seed)
+        path = folder / f"{split}.beton"
+        writing.write(
+            Writing(
+                split=split,
+                data_dir=str(folder / split),
+                write_path=str(path),
+                write_mode="proportion",
+                num_workers=1,
+            )
+        )
+        files.append(path)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    return Dataset(files[0], files[1], recipe)
+
+
+class Result(NamedTuple):
+    """How the processes of a run ended."""
+
+    codes: list[int]
+    output: str
+    """Standard output and error of rank 0."""
+
+
+Launch = Callable[..., Result]
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """Run ``train_imagenet.py`` as one or more ranks, each a process with torchrun's variables.
+
+    Without torchrun in between, exit codes are the program's own, and starting is faster.
+    """
+
+    def run(arguments: Sequence[str], world_size: int = 1, timeout: float = 120) -> Result:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = {
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("RANK", "WORLD_", "LOCAL_"))
+            },
+            # One thread: another number of threads would add in another order.
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "error",
+        }
+        ranks = []
+        for rank in range(world_size):
+            if world_size > 1:
+                environment |= {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(world_size),
+                    "LOCAL_RANK": str(rank),
+                    "LOCAL_WORLD_SIZE": str(world_size),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, str(REPOSITORY / "train_imagenet.py"), *arguments],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        try:
+            outputs = [process.communicate(timeout=timeout)[0] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        return Result([process.returncode for process in ranks], outputs[0])
+
+    return run
