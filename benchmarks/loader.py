@@ -1,0 +1,426 @@
+"""How many images a second each loader makes of the same images on the same cores.
+
+    python benchmarks/loader.py --images DIR --resolution 128,160,192,224 --workers 2
+
+``DIR`` is a tree ``DIR/<class>/<image>``. Its images, repeated until an epoch is long enough, are
+written to two ``.beton`` files of JPEGs (longest side 500, quality 90): by stock FFCV, and by our
+writer with restart tiles. Then training batches (random resized crop, flip) are made by
+
+- ``stock_ffcv``: FFCV's Loader on FFCV's file,
+- ``ours_stock_file``: our loader on FFCV's file,
+- ``ours_tiled_file``: our loader on our file,
+- ``torchvision``: a DataLoader over the ImageFolder of the source images,
+- ``dali``: NVIDIA DALI on the CPU over the same folder, where it is installed,
+
+each in its own process, bound to as many cores as it has workers, one at a time, taking turns at
+every round. Memory is what is private to the process and its children: the mapped file is not
+counted. The first batch's time runs from making the loader, imports done, in a second process (the
+first one fills caches).
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ffcv_r50.errors import UserError, exit_with
+
+LOADERS = ("stock_ffcv", "ours_stock_file", "ours_tiled_file", "torchvision", "dali")
+LONGEST_SIDE, QUALITY = 500, 90
+
+Epoch = Callable[[int], Iterator[int]]
+"""From a resolution to the sizes of the batches of an epoch, as they are made."""
+
+
+class Task(NamedTuple):
+    """What a loader is to do."""
+
+    folder: Path
+    """Holds the tree ``images`` and the files ``stock.beton`` and ``tiled.beton``."""
+    batch_size: int
+    workers: int
+
+
+def main() -> None:
+    """Write the files, measure, report."""
+    options = _options()
+    resolutions = [int(text) for text in options.resolution.split(",")]
+    names = [name for name in LOADERS if name != "dali" or _has_dali()]
+    with tempfile.TemporaryDirectory(dir=options.work_folder) as folder:
+        task = Task(Path(folder), options.batch_size, options.workers)
+        count = _write(options.images, task, options.images_per_round)
+        print(f"{count} images a round, {options.rounds} rounds, {options.workers} workers")
+        rows = _measure(names, task, resolutions, options.rounds)
+    print(_table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.chart:
+        _chart(rows, options.chart)
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="a tree DIR/<class>/<image>")
+    parser.add_argument("--resolution", default="128,160,192,224", help="pixels, comma-separated")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, and cores")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images-per-round", type=int, default=8000, help="at least")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--json", type=Path, help="write the rows of the table here")
+    parser.add_argument("--chart", type=Path, help="draw a bar chart here (needs matplotlib)")
+    parser.add_argument("--work-folder", type=Path, help="for the files; removed afterwards")
+    return parser.parse_args()
+
+
+# --- the files
+
+
+def _write(images: Path, task: Task, at_least: int) -> int:
+    """Write both files, and a tree of links that repeats the images; return how many there are."""
+    sources = sorted(path for path in images.glob("*/*") if path.is_file())
+    if not sources:
+        raise UserError(f"{images}: no images found as <class>/<image>; check --images")
+    at_least = max(at_least, task.batch_size)
+    repeats = -(-at_least // len(sources))
+    for source in sources:
+        kind = task.folder / "images" / source.parent.name
+        kind.mkdir(parents=True, exist_ok=True)
+        for i in range(repeats):
+            (kind / f"{source.stem}-{i}{source.suffix}").symlink_to(source.resolve())
+    writer = Path(__file__).parent.parent / "writers" / "write_imagenet.py"
+    commands: list[list[str | Path]] = [
+        [sys.executable, writer, f"--cfg.data_dir={task.folder / 'images'}",
+         f"--cfg.write_path={task.folder / 'tiled.beton'}", "--cfg.write_mode=jpg",
+         f"--cfg.max_resolution={LONGEST_SIDE}", f"--cfg.jpeg_quality={QUALITY}"],
+        [sys.executable, __file__, "--write-stock", task.folder],
+    ]  # fmt: skip
+    for command in commands:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise UserError(f"writing failed: {done.stdout.strip()}")
+    return repeats * len(sources)
+
+
+def _write_stock(folder: Path) -> None:
+    """Write ``stock.beton`` as FFCV does. A process of its own: FFCV forks."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+    from torchvision.datasets import ImageFolder
+
+    image = RGBImageField(write_mode="jpg", max_resolution=LONGEST_SIDE, jpeg_quality=QUALITY)
+    writer = DatasetWriter(
+        str(folder / "stock.beton"),
+        {"image": image, "label": IntField()},
+        num_workers=os.cpu_count() or 1,
+    )
+    writer.from_indexed_dataset(ImageFolder(str(folder / "images")))
+
+
+# --- the loaders
+
+
+def _stock_ffcv(task: Task) -> Epoch:
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor
+
+    decoder = RandomResizedCropRGBImageDecoder((256, 256))
+    loader = Loader(
+        str(task.folder / "stock.beton"),
+        batch_size=task.batch_size,
+        num_workers=task.workers,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        drop_last=True,
+        pipelines={
+            "image": [decoder, RandomHorizontalFlip(), ToTensor()],
+            "label": [IntDecoder(), ToTensor(), Squeeze()],
+        },
+    )
+
+    def epoch(resolution: int) -> Iterator[int]:
+        decoder.output_size = (resolution, resolution)
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def _ours(task: Task, name: str) -> Epoch:
+    from ffcv_r50.data.beton import Beton
+    from ffcv_r50.data.loader import TrainLoader
+
+    loader = TrainLoader(
+        Beton(task.folder / name),
+        seed=0,
+        batch_size=task.batch_size,
+        micro_batch_size=task.batch_size,
+        num_workers=task.workers,
+    )
+
+    def epoch(resolution: int) -> Iterator[int]:
+        with loader.epoch(0, resolution) as batches:
+            for batch in batches:
+                yield len(batch.images)
+
+    return epoch
+
+
+def _torchvision(task: Task) -> Epoch:
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    def epoch(resolution: int) -> Iterator[int]:
+        transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(resolution),
+                transforms.RandomHorizontalFlip(),
+                transforms.PILToTensor(),
+            ]
+        )
+        loader: DataLoader[Any] = DataLoader(
+            datasets.ImageFolder(str(task.folder / "images"), transform),
+            batch_size=task.batch_size,
+            shuffle=True,
+            num_workers=task.workers,
+            drop_last=True,
+            multiprocessing_context="fork",
+        )
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def _dali(task: Task) -> Epoch:
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=None)
+    def pipeline(resolution: int) -> Any:
+        files, labels = fn.readers.file(
+            file_root=str(task.folder / "images"), random_shuffle=True, name="files"
+        )
+        images = fn.decoders.image_random_crop(
+            files, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
+        )
+        images = fn.resize(
+            images, resize_x=resolution, resize_y=resolution, interp_type=types.INTERP_TRIANGULAR
+        )
+        return fn.flip(images, horizontal=fn.random.coin_flip()), labels
+
+    def epoch(resolution: int) -> Iterator[int]:
+        pipe = pipeline(resolution)
+        pipe.build()
+        for _ in range(pipe.epoch_size("files") // task.batch_size):
+            images, _ = pipe.run()
+            yield len(images)
+
+    return epoch
+
+
+MAKE: dict[str, Callable[[Task], Epoch]] = {
+    "stock_ffcv": _stock_ffcv,
+    "ours_stock_file": lambda task: _ours(task, "stock.beton"),
+    "ours_tiled_file": lambda task: _ours(task, "tiled.beton"),
+    "torchvision": _torchvision,
+    "dali": _dali,
+}
+
+
+# --- the measurement
+
+
+def _serve(name: str, task: Task, resolution: int, orders: Connection) -> None:
+    """A loader's process: report the first batch's time, then run an epoch for each order."""
+    _import(name)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.workers])
+    start = time.perf_counter()
+    epoch = MAKE[name](task)
+    batches = epoch(resolution)
+    next(batches)
+    orders.send(time.perf_counter() - start)
+    for _ in batches:  # the first epoch compiles and allocates
+        pass
+    orders.send("warm")
+    while (resolution := orders.recv()) is not None:
+        start = time.perf_counter()
+        images, memory = 0, 0.0
+        for n in epoch(resolution):
+            if images == 0:
+                memory = _memory()
+            images += n
+        orders.send((images / (time.perf_counter() - start), max(memory, _memory())))
+
+
+def _import(name: str) -> None:
+    """Import what a loader needs before the clock starts."""
+    if name == "stock_ffcv":
+        import ffcv.loader  # noqa: F401
+    elif name.startswith("ours"):
+        import ffcv_r50.data.loader  # noqa: F401
+    elif name == "torchvision":
+        import torchvision.datasets  # noqa: F401
+    else:
+        import nvidia.dali  # noqa: F401
+
+
+def _memory() -> float:
+    """Private and shared-anonymous memory of this process and its children, in MB."""
+    me = os.getpid()
+    children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    total = 0
+    for process in [str(me), *children]:
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+class _Process:
+    """A loader in a process of its own."""
+
+    def __init__(self, name: str, task: Task, resolution: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._orders, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, task, resolution, theirs))
+        self._process.start()
+        theirs.close()
+        self.first_batch: float = self._answer(name)
+        self._name = name
+
+    def warm(self) -> None:
+        """Wait for the end of the first epoch."""
+        self._answer(self._name)
+
+    def run(self, resolution: int) -> tuple[float, float]:
+        """Images per second of an epoch, and memory in MB."""
+        self._orders.send(resolution)
+        answer: tuple[float, float] = self._answer(self._name)
+        return answer
+
+    def _answer(self, name: str) -> Any:
+        try:
+            return self._orders.recv()
+        except EOFError:
+            raise UserError(f"{name}: its process ended, see its message above") from None
+
+    def close(self, kill: bool = False) -> None:
+        """End the process."""
+        if kill:
+            self._process.kill()
+        else:
+            self._orders.send(None)
+        self._process.join()
+
+
+def _measure(
+    names: list[str], task: Task, resolutions: list[int], rounds: int
+) -> list[dict[str, Any]]:
+    processes = {}
+    for name in names:
+        # A first process fills caches on disk and in memory; torchvision's workers die with it.
+        first = _Process(name, task, resolutions[0])
+        first.warm()
+        first.close()
+        processes[name] = _Process(name, task, resolutions[0])
+        processes[name].warm()
+    rows = []
+    for resolution in resolutions:
+        seen: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in names:
+                seen[name].append(processes[name].run(resolution))
+        for name in names:
+            speeds = [speed for speed, _ in seen[name]]
+            rows.append(
+                {
+                    "loader": name,
+                    "resolution": resolution,
+                    "workers": task.workers,
+                    "images_per_second": round(statistics.median(speeds), 1),
+                    "images_per_second_min": round(min(speeds), 1),
+                    "images_per_second_max": round(max(speeds), 1),
+                    "rss_mb": round(max(memory for _, memory in seen[name])),
+                    "first_batch_seconds": round(processes[name].first_batch, 2),
+                }
+            )
+    for process in processes.values():
+        process.close()
+    return rows
+
+
+# --- the report
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| px | loader | images/s (median) | min - max | per core | x stock | memory, MB "
+        "| first batch, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    stock = {r["resolution"]: r["images_per_second"] for r in rows if r["loader"] == "stock_ffcv"}
+    for r in rows:
+        speed = r["images_per_second"]
+        lines.append(
+            f"| {r['resolution']} | {r['loader']} | {speed:,.0f} "
+            f"| {r['images_per_second_min']:,.0f} - {r['images_per_second_max']:,.0f} "
+            f"| {speed / r['workers']:,.0f} | {speed / stock[r['resolution']]:.2f} "
+            f"| {r['rss_mb']:,} | {r['first_batch_seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _chart(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of images per second, grouped by resolution."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    resolutions = sorted({row["resolution"] for row in rows})
+    names = [name for name in LOADERS if any(row["loader"] == name for row in rows)]
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        mine = [row for row in rows if row["loader"] == name]
+        x = [
+            resolutions.index(row["resolution"]) + (i - len(names) / 2 + 0.5) * width
+            for row in mine
+        ]
+        speed = [row["images_per_second"] for row in mine]
+        spread = [
+            [row["images_per_second"] - row["images_per_second_min"] for row in mine],
+            [row["images_per_second_max"] - row["images_per_second"] for row in mine],
+        ]
+        axes.bar(x, speed, width, yerr=spread, label=name, capsize=2)
+    axes.set_xticks(range(len(resolutions)), [f"{r} px" for r in resolutions])
+    axes.set_ylabel(f"images per second, {rows[0]['workers']} cores")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--write-stock"]:
+        _write_stock(Path(sys.argv[2]))
+    else:
+        exit_with(main)
