@@ -6,6 +6,8 @@ does not depend on which thread, rank or run asks for it.
 
 import math
 
+import numpy as np
+
 from ffcv_r50.data.compiled import inlined
 from ffcv_r50.data.philox import below, philox4x32, uniform
 
@@ -14,7 +16,7 @@ _TRIES = 10
 
 @inlined
 def random_crop(
-    seed: int,
+    seed: np.uint64,
     epoch: int,
     sample: int,
     height: int,
@@ -52,7 +54,7 @@ def random_crop(
 
 
 @inlined
-def random_flip(seed: int, epoch: int, sample: int, probability: float) -> bool:
+def random_flip(seed: np.uint64, epoch: int, sample: int, probability: float) -> bool:
     """Whether the sample is mirrored left to right in this epoch."""
     r0, _, _, _ = philox4x32(sample & 0xFFFFFFFF, sample >> 32, epoch, _TRIES, seed)
     return uniform(r0, 0.0, 1.0) < probability

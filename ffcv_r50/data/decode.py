@@ -145,6 +145,8 @@ def decode_jpeg(
         y1 = -(-min(h, top + height + jpeg.MARGIN) // mcu_h)
         x0 = max(0, left - jpeg.MARGIN) // tile_w
         x1 = -(-min(w, left + width + jpeg.MARGIN) // tile_w)
+        if x0 > 0 and w - x0 * tile_w < mcu_w:
+            x0 -= 1  # libjpeg interpolates chroma otherwise in an image of so few columns
         total = per_row * -(-h // mcu_h)
         first_row, first_column = y0 * mcu_h, x0 * tile_w
         h, w = min(h, y1 * mcu_h) - first_row, min(w, x1 * tile_w) - first_column

@@ -26,7 +26,7 @@ _32 = np.uint64(32)
 
 @inlined
 def philox4x32(
-    c0: int, c1: int, c2: int, c3: int, key: int
+    c0: int, c1: int, c2: int, c3: int, key: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     """Four random 32-bit numbers, each in a uint64, for a 128-bit counter and a 64-bit key."""
     x0, x1, x2, x3 = np.uint64(c0), np.uint64(c1), np.uint64(c2), np.uint64(c3)
