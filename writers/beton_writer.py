@@ -81,7 +81,7 @@ class BetonWriter:
         size = self._file.tell()
         self._file.seek(beton.HEADER.itemsize)
         self._file.write(self._fields.tobytes())
-        self._file.write(self._metadata[: self.num_samples].tobytes())
+        self._file.write(self._metadata.tobytes())
         self._file.seek(0)
         self._file.write(header.tobytes())
         return size

@@ -75,6 +75,7 @@ def exif(orientation: int) -> Image.Exif:
     return block
 
 
+TEXT_ORIENTATION = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
 RGB = Image.fromarray(picture(24, 37))
 ODD: dict[str, Callable[[], bytes]] = {
     "plain.JPEG": lambda: saved(RGB, format="JPEG"),
@@ -83,6 +84,7 @@ ODD: dict[str, Callable[[], bytes]] = {
     "progressive.jpg": lambda: saved(RGB, format="JPEG", progressive=True),
     "rotated.jpg": lambda: saved(RGB, format="JPEG", exif=exif(6)),
     "bad_exif.jpg": lambda: saved(RGB, format="JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff garbage"),
+    "text_orientation.jpg": lambda: saved(RGB, format="JPEG", exif=TEXT_ORIENTATION),
     "garbage_behind.jpg": lambda: saved(RGB, format="JPEG") + b"\0garbage" * 99,
     "gray.png": lambda: saved(RGB.convert("L"), format="PNG"),
     "gray_alpha.png": lambda: saved(RGB.convert("LA"), format="PNG"),
@@ -148,7 +150,9 @@ def test_exif_rotation_is_an_option(orientation: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("name", ["plain.JPEG", "bad_exif.jpg", "turned.tif", "gif_named.jpg"])
+@pytest.mark.parametrize(
+    "name", ["plain.JPEG", "bad_exif.jpg", "text_orientation.jpg", "turned.tif", "gif_named.jpg"]
+)
 def test_exif_rotation_leaves_upright_images_alone(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(ODD[name]())

@@ -29,13 +29,15 @@ def test_images_and_their_order_are_torchvisions(tmp_path: Path) -> None:
         "é.bmp",
     )
     root = make(
-        tmp_path,
+        tmp_path / "root",
         *(f"{label}/{name}" for label in ("n02", "n010", "Zebra") for name in names),
         "n02/notes.txt",
         "n02/sub/movie.gif",
         "index.csv",
     )
     (root / "linked").symlink_to(root / "n02" / "sub", target_is_directory=True)
+    make(tmp_path, "elsewhere/w.jpg")
+    (root / "n02" / "sub" / "far").symlink_to(tmp_path / "elsewhere")
     ours = sources.image_folder(root)
     theirs = torchvision.datasets.ImageFolder(str(root))
     assert [

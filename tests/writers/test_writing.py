@@ -328,6 +328,17 @@ def test_a_full_disk_shows_before_the_old_sidecar_goes(
     assert len(list(path.parent.iterdir())) == 2
 
 
+def test_leftovers_are_removed_and_said(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / ".x.beton.4194305.tmp"  # no process has a number above 2^22
+    left.touch()
+    os.utime(left, (0, 0))
+    write()
+    assert not left.exists()
+    assert f"removed {left} (0 MB), left by a writer that was killed" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------- targets
 
 
