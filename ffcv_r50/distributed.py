@@ -1,17 +1,21 @@
-"""The process group of a run: started by torchrun, or a single process."""
+"""The process group of a run: started by torchrun, srun or submitit, or a single process."""
 
 import contextlib
 import datetime
+import fcntl
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import RunFault, UserError
+from ffcv_r50.placement import Placement, placement
 
 T = TypeVar("T")
 
@@ -25,16 +29,15 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Cores for this process: those it may run on, less what its peers take of them."""
+    launcher: str = "none"
+    """Where the numbers come from: ``torchrun``, ``SLURM``, ``submitit`` or ``none``."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
-
-    @property
-    def cores(self) -> int:
-        """Cores this process may use: its affinity, shared among the processes of this machine."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
 @contextlib.contextmanager
@@ -45,53 +48,197 @@ def world(timeout_seconds: int) -> Iterator[World]:
         timeout_seconds: how long a collective, or the meeting at the start, may wait for a peer.
 
     Raises:
-        UserError: torchrun's variables are incomplete or contradictory, or a process has no GPU
-            while others of its machine have.
+        UserError: the launcher's variables are incomplete or contradictory, or a process has no
+            GPU while others of its machine have.
+        RunFault: the peers do not come together in time.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    given = {name: os.environ[name] for name in names if name in os.environ}
-    if not given or given == {"LOCAL_RANK": "0"}:
-        yield World(0, 1, 0, 1, _device(0, 1))
+    place = placement(os.environ)
+    device = _device(place)
+    if not place.meeting:
+        yield World(0, 1, 0, 1, device, _granted_cores(place), place.launcher)
         return
-    if missing := [
-        name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]:
-        raise UserError(
-            f"environment: {', '.join(sorted(given))} set but {', '.join(missing)} not; start with "
-            "torchrun, or unset them for a single process"
-        )
-    try:
-        rank, size, local_rank, local_size = (int(given[name]) for name in names)
-    except ValueError:
-        raise UserError(
-            f"environment: {given} must be whole numbers; start with torchrun"
-        ) from None
-    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-        raise UserError(f"environment: {given} contradict each other; start with torchrun")
-    device = _device(local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        # Objects and error messages travel over gloo, tensors of the model over NCCL.
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(seconds=timeout_seconds),
-        device_id=device if device.type == "cuda" else None,
-    )
+    _join(place, device, timeout_seconds)
     try:
-        yield World(rank, size, local_rank, local_size, device)
+        cores = _share_of_cores(place)
+        yield World(*place[:4], device, cores, place.launcher)
     finally:
         dist.destroy_process_group()
 
 
-def _device(local_rank: int, local_size: int) -> torch.device:
+def _join(place: Placement, device: torch.device, timeout_seconds: int) -> None:
+    _choose_interface(place)
+    try:
+        dist.init_process_group(
+            # Objects and error messages travel over gloo, tensors of the model over NCCL.
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            init_method=place.meeting,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        message = (
+            f"rank {place.rank} of {place.size} on {socket.gethostname()} did not meet its peers "
+            f"at {':'.join(_meeting_point(place))} within dist.timeout_seconds={timeout_seconds} "
+            f"({reason})"
+        )
+        if place.rank:  # rank 0 alone prints what a program ends with, and may not get this far
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        raise RunFault(message) from error
+
+
+def _device(place: Placement) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_size > torch.cuda.device_count():
-        raise UserError(
-            f"{socket.gethostname()}: {local_size} processes for {torch.cuda.device_count()} GPUs; "
-            "give torchrun --nproc_per_node of at most the number of GPUs"
-        )
-    return torch.device("cuda", local_rank)
+    visible = torch.cuda.device_count()
+    if visible >= place.local_size:
+        return torch.device("cuda", place.local_rank)
+    # srun --gpus-per-task shows each task its own GPU only.
+    node = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if visible == 1 and place.launcher == "SLURM" and int(node or 0) >= place.local_size:
+        return torch.device("cuda", 0)
+    ask = "srun --ntasks-per-node" if place.launcher == "SLURM" else "torchrun --nproc_per_node"
+    raise UserError(
+        f"{socket.gethostname()}: {place.local_size} processes for {visible} GPUs; "
+        f"give {ask} of at most the number of GPUs"
+    )
+
+
+# ------------------------------------------------------------------------------------------ cores
+
+
+def _granted_cores(place: Placement) -> int:
+    """Cores that this process may run on and was given; those of its peers not taken off."""
+    cores = len(os.sched_getaffinity(0))
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if given.isdecimal():  # where SLURM does not bind tasks to cores, this alone limits them
+        cores = min(cores, max(1, int(given) // place.local_size))
+    return cores
+
+
+def _share_of_cores(place: Placement) -> int:
+    """This process's cores, each divided by the processes of the machine that may run on it.
+
+    Where the launcher binds processes to cores of their own nothing is divided, where all may run
+    everywhere each gets an even share.
+    """
+    mine = (socket.gethostname(), os.sched_getaffinity(0))
+    everyone: list[tuple[str, set[int]]] = [("", set())] * place.size
+    dist.all_gather_object(everyone, mine)
+    here = [cores for host, cores in everyone if host == mine[0]]
+    share = sum(1 / sum(core in cores for cores in here) for core in mine[1])
+    return max(1, min(int(share + 1e-6), _granted_cores(place)))
+
+
+# ---------------------------------------------------------------------------------------- network
+
+
+def _meeting_point(place: Placement) -> tuple[str, str]:
+    if place.meeting == "env://":
+        return os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    address, _, port = place.meeting.removeprefix("tcp://").rpartition(":")
+    return address, port
+
+
+def _choose_interface(place: Placement) -> None:
+    """Have gloo talk over the interface that leads to the meeting point.
+
+    By itself it takes the one that the host's own name resolves to, which on many systems is the
+    loopback (127.0.1.1), where no other node can reach it.
+    """
+    if place.size > place.local_size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        name = _interface_to(_meeting_point(place)[0])
+        if name not in ("", "lo"):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _interface_to(address: str) -> str:
+    """The network interface whose IPv4 address packets to ``address`` leave with; empty if none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # asks the routing table; nothing is sent
+        except OSError:
+            return ""
+        ours = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe, 0x8915, request)  # SIOCGIFADDR
+            except OSError:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(answer[20:24]) == ours:
+                return name
+    return ""
+
+
+# ------------------------------------------------------------------------------------ description
+
+
+class _Process(NamedTuple):
+    host: str
+    rank: int
+    device: str
+    cores: int
+    network: str
+
+
+def describe(world: World) -> list[str]:
+    """One line a node: its ranks, devices, cores, backend and network interface.
+
+    All ranks must call it; each gets the same lines.
+    """
+    if not dist.is_initialized():
+        mine = _Process(socket.gethostname(), 0, _device_name(world.device), world.cores, "")
+        lines = [_node_line([mine])]
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if world.launcher == "none" and tasks != "1" and "SLURM_JOB_ID" in os.environ:
+            lines.append(f"SLURM allocated {tasks} tasks; this is one process (srun starts all)")
+        return lines
+    place = placement(os.environ)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or _interface_to(_meeting_point(place)[0])
+    network = f"gloo on {interface or 'the default interface'}"
+    if world.device.type == "cuda":
+        network = f"NCCL on {os.environ.get('NCCL_SOCKET_IFNAME', 'its own choice')}, {network}"
+    mine = _Process(
+        socket.gethostname(), world.rank, _device_name(world.device), world.cores, network
+    )
+    everyone: list[_Process] = [mine] * world.size
+    dist.all_gather_object(everyone, mine)
+    nodes = {process.host: [p for p in everyone if p.host == process.host] for process in everyone}
+    return [_node_line(processes) for processes in nodes.values()]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _node_line(processes: list[_Process]) -> str:
+    ranks = [process.rank for process in processes]
+    first, last = ranks[0], ranks[-1]
+    if len(ranks) == 1:
+        named = f"rank {first}"
+    elif ranks == list(range(first, last + 1)):
+        named = f"ranks {first}-{last}"
+    else:
+        named = "ranks " + ",".join(map(str, ranks))
+    parts = [named]
+    for what in ("device", "cores", "network"):
+        values = list(dict.fromkeys(getattr(process, what) for process in processes))
+        text = " / ".join(map(str, values))
+        each = " each" if len(processes) > 1 else ""
+        if what == "cores":
+            text += f" core{'s' * (values != [1])}{each}"
+        elif what == "device" and len(processes) > 1 and len(values) == 1 and text != "CPU":
+            text = f"{len(processes)} x {text}"
+        parts.append(text)
+    return f"{processes[0].host}: " + ", ".join(filter(None, parts))
+
+
+# --------------------------------------------------------------------------------- conversation
 
 
 @contextlib.contextmanager
