@@ -5,9 +5,9 @@ import sys
 from ffcv_r50 import config, errors, trainer
 
 
-def main() -> None:
-    """Read the configuration and run it."""
-    trainer.run(config.load(sys.argv[1:]))
+def main() -> int:
+    """Read the configuration and run it; returns the exit code."""
+    return trainer.run(config.load(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import exit_with
-from ffcv_r50.learner import Learner, LossMonitor
+from ffcv_r50.learner import Learner, Monitor
 from writers import writing
 from writers.config import Writing
 
@@ -121,10 +121,10 @@ def measure(
     labels = torch.randint(dataset.num_classes, shape[:1], device=world.device)
 
     def train(parts: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int) -> None:
-        losses = LossMonitor(world.device)
+        monitor = Monitor(world.device, skips_overflows=True)
         for step in range(steps):
-            losses.push(step, learner.step(parts, lr=1e-4))
-        losses.mean()
+            monitor.push(step, learner.step(parts, lr=1e-4, number=step))
+        monitor.check()
 
     def step_only() -> float:
         parts = iter(lambda: (images, labels), None)

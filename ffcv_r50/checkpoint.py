@@ -7,13 +7,16 @@ checked before anything is believed. It holds tensors and plain Python values on
 
 import os
 import shutil
+import threading
+import time
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.files import atomic_write
 
 LAST = "last.pt"
@@ -25,7 +28,7 @@ class DamagedCheckpoint(Exception):
     """The file is not a whole checkpoint: half-written, truncated or altered."""
 
 
-def save(folder: Path, state: dict[str, Any], *, best: bool) -> None:
+def write(folder: Path, state: dict[str, Any], *, copies: Sequence[str] = ()) -> None:
     """Write ``state`` as the newest checkpoint of ``folder`` and keep the one before it.
 
     At every moment a kill leaves at least one whole checkpoint under :data:`LAST` or
@@ -34,21 +37,123 @@ def save(folder: Path, state: dict[str, Any], *, best: bool) -> None:
     Args:
         folder: exists.
         state: tensors and plain values.
-        best: this is also the best checkpoint so far.
+        copies: further names for it, such as :data:`BEST`.
 
     Raises:
         OSError: the disk is full or the folder not writable; older checkpoints are untouched.
     """
     last = folder / LAST
     with atomic_write(last) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's way to say that the disk is full
+            raise OSError(str(error).partition("\n")[0]) from error
         file.flush()
         os.fsync(file.fileno())
         if last.exists():
             os.replace(last, folder / PREVIOUS)
-    if best:
-        with atomic_write(folder / BEST) as file, open(last, "rb") as source:
+    for name in copies:
+        with atomic_write(folder / name) as file, open(last, "rb") as source:
             shutil.copyfileobj(source, file)
+
+
+class Saver:
+    """Writes checkpoints in a thread; the training loop waits only for a copy of the state.
+
+    A checkpoint that cannot be written is a warning as long as an older one could be continued
+    from, and an error once none could be written for ``give_up_seconds``.
+
+    Args:
+        folder: for the checkpoints; exists.
+        give_up_seconds: see above.
+        warn: is given each warning, in the thread that saves.
+    """
+
+    def __init__(self, folder: Path, give_up_seconds: float, warn: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._give_up_seconds = give_up_seconds
+        self._warn = warn
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+        self._failing_since: float | None = None
+        self._host = _HostCopy()
+
+    def save(self, state: dict[str, Any], *, copies: Sequence[str] = ()) -> None:
+        """Copy ``state`` and have it written; waits for an earlier one first.
+
+        Raises:
+            RunFault: nothing could be written for too long.
+        """
+        self.finish()
+        copied = self._host.take(state)
+
+        def work() -> None:
+            try:
+                self._host.wait()
+                write(self._folder, copied, copies=copies)
+            except OSError as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="checkpoint")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until what was given to :meth:`save` is written, or has failed.
+
+        Raises:
+            RunFault: nothing could be written for too long.
+        """
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        if error is None:
+            self._failing_since = None
+            return
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        what = f"{self._folder}: the checkpoint could not be written ({error.strerror or error})"
+        failing = now - self._failing_since
+        if failing >= self._give_up_seconds:
+            raise RunFault(f"{what}, nor could any for {failing / 60:.0f} minutes; make room there")
+        self._warn(f"{what}; make room there. Training goes on")
+
+
+class _HostCopy:
+    """A copy of a state in host memory, whose buffers are used again by the next."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Copy every tensor of ``state``. From a GPU the copying ends at :meth:`wait`, while the
+        stream's later kernels, which change the tensors, come after it.
+        """
+        copied: dict[str, Any] = self._tree(state, "")
+        if torch.cuda.is_available():
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return copied
+
+    def wait(self) -> None:
+        """Until the copy is whole."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _tree(self, value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+                buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                self._buffers[name] = buffer
+            return buffer.copy_(value, non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._tree(inner, f"{name}.{key}") for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._tree(inner, f"{name}.{i}") for i, inner in enumerate(value)]
+        return value
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -99,21 +204,38 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, []
 
 
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a run from a checkpoint that somebody named.
+
+    Raises:
+        UserError: there is no such file, or it is not the state of a run.
+    """
+    state = _load_named(path, f"--resume={path}")
+    if "progress" not in state:
+        raise UserError(f"--resume={path}: holds weights, but not the state of a run")
+    return state
+
+
+def _load_named(path: Path, setting: str) -> dict[str, Any]:
+    try:
+        state = load(path)
+    except OSError as error:
+        raise UserError(f"{setting}: cannot be read ({error.strerror})") from error
+    except DamagedCheckpoint as error:
+        raise UserError(f"{setting}: {str(error).removeprefix(f'{path}: ')}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{setting}: holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The network's weights from a checkpoint of ours or from a plain state dict.
 
     Raises:
         UserError: there is no such file, or it is neither.
     """
-    try:
-        state = load(path)
-    except OSError as error:
-        raise UserError(f"--checkpoint={path}: cannot be read ({error.strerror})") from error
-    except DamagedCheckpoint as error:
-        raise UserError(f"--checkpoint={error}") from error
-    if isinstance(state, dict) and "learner" in state:
-        state = state["learner"]["model"]
-    weights = state if isinstance(state, dict) else None
+    state = _load_named(path, f"--checkpoint={path}")
+    weights: dict[str, torch.Tensor] = state["learner"]["model"] if "learner" in state else state
     if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
         raise UserError(f"--checkpoint={path}: holds no state dict of a network")
     return weights

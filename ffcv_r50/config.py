@@ -91,6 +91,12 @@ class Training:
     """Compile the network with torch.compile: slow start, faster steps."""
     seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
     """Fixes the initial weights, the order of samples, their crops and flips."""
+    deterministic: bool = False
+    """The same bits from the same seed on the same hardware, at the price of slower GPU kernels.
+    On CPUs it changes nothing."""
+    rollbacks: Annotated[int, Range(at_least=0)] = 0
+    """How often a run whose loss is not finite may go back to its newest checkpoint and skip the
+    steps from there to the bad one."""
     eval_only: bool = False
     """Evaluate `checkpoint` on `data.val_dataset` and stop."""
 
@@ -121,6 +127,49 @@ class Validation:
     """`flip` averages the predictions for each image and its mirror image."""
     batch_size: Count = 256
     """Images per process at a time. Has no effect on the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Saving the state of the run."""
+
+    every: str = "10 minutes"
+    """Save within an epoch after so much, `500 steps` or `10 minutes`; the end of an epoch is
+    always saved. What a machine that vanishes takes with it is at most this."""
+    keep_every: Annotated[int, Range(at_least=0)] = 0
+    """Keep the state after every so many epochs for good, as `checkpoints/epoch_10.pt`; 0 keeps
+    only the last two and the best."""
+    give_up_minutes: Amount = 60.0
+    """Where no checkpoint can be written (disk full, folder gone), train on with a warning for this
+    long, then stop with an error."""
+    file: str | None = None
+    """The weights or checkpoint that `training.eval_only` evaluates; `--checkpoint=FILE` is short
+    for it."""
+
+    @property
+    def interval(self) -> tuple[float, str]:
+        """The number and the unit (steps or minutes) of :attr:`every`.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        number, unit = self.every.split()
+        if unit not in ("steps", "minutes") or not float(number) > 0:
+            raise ValueError(self.every)
+        return float(number), unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Continuing."""
+
+    source: str = "auto"
+    """`auto` continues from the newest state in `logging.folder`; `none` starts anew, putting an
+    earlier state aside; a path starts a folder that is still empty from that checkpoint.
+    `--resume=...` is short for it."""
+    allow: str = ""
+    """Settings that may differ from the saved ones, separated by commas:
+    `training.epochs,schedule.lr`. The new ones hold from the resumed step on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +204,8 @@ class Config:
     validation: Validation = Validation()
     logging: Logging = Logging()
     dist: Dist = Dist()
-    checkpoint: str | None = None
-    """The weights or checkpoint that `training.eval_only` evaluates."""
+    checkpoint: Checkpoint = Checkpoint()
+    resume: Resume = Resume()
     notices: tuple[str, ...] = field(
         default=(), compare=False, repr=False, metadata={"setting": False}
     )
@@ -175,6 +224,9 @@ class Config:
         """Images whose statistics batch-norm computes together."""
         return self.training.norm_batch_size or self.training.batch_size
 
+
+SHORT = {"checkpoint": "checkpoint.file", "resume": "resume.source"}
+"""Sections that stand for one of their settings on the command line."""
 
 FOREIGN = {
     "lr.lr": "write the learning rate as keyframes: schedule.lr: {0: 0, 2: 1.7, 16: 0}",
@@ -230,7 +282,7 @@ def resolve(words: Mapping[str, str], *, needs_data: bool = True) -> Config:
     """:func:`load` for a command line that :func:`settings.split` took apart."""
     path = words.get("config")
     recipe = {} if path is None else settings.from_file(Config, path, FOREIGN)
-    overrides = {key: text for key, text in words.items() if key != "config"}
+    overrides = {SHORT.get(key, key): text for key, text in words.items() if key != "config"}
     arguments = settings.from_arguments(Config, overrides, FOREIGN)
     given = {**recipe, **arguments}
     notices = _depart(recipe, arguments, given)
@@ -316,11 +368,26 @@ def _check(config: Config) -> None:
                 f"the ramp never reaches {side:g}: the epochs train at {sides}; move the keyframe "
                 "to an earlier epoch or remove it",
             )
-    if config.checkpoint and not training.eval_only:
+    if config.checkpoint.file and not training.eval_only:
         raise Invalid(
-            "checkpoint",
+            "checkpoint.file",
             "is for --training.eval_only=1; a run continues from its logging.folder by itself",
         )
+    try:
+        _ = config.checkpoint.interval
+    except ValueError:
+        raise Invalid(
+            "checkpoint.every",
+            f"expected '500 steps' or '10 minutes', got '{config.checkpoint.every}'",
+        ) from None
+    known = settings.declared(Config)
+    for key in filter(None, config.resume.allow.split(",")):
+        if key not in known:
+            near = settings.nearest(key, known)
+            raise Invalid(
+                "resume.allow",
+                f"{key} is not a setting" + (f"; did you mean {near}?" if near else ""),
+            )
 
 
 def resolution_at(keyframes: Keyframes, epoch: int) -> int:
@@ -348,7 +415,7 @@ def _check_data(config: Config) -> None:
         "data.train_dataset": not evaluates and not config.data.train_dataset,
         "data.val_dataset": not config.data.val_dataset,
         "logging.folder": not evaluates and not config.logging.folder,
-        "checkpoint": evaluates and not config.checkpoint,
+        "checkpoint": evaluates and not config.checkpoint.file,
     }
     if missing := [key for key, lacks in needed.items() if lacks]:
         verb = "is" if len(missing) == 1 else "are"

@@ -26,6 +26,13 @@ class UserError(Exception):
 class RunFault(Exception):
     """The run cannot go on, and a traceback would not say more than the message's one line."""
 
+    everywhere = False
+    """Whether every rank meets it by itself at the same point; else the others must be told."""
+
+
+class Stopped(Exception):
+    """All ranks agreed to stop as they were asked to, and the state is saved."""
+
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
     """Run a program's ``main`` and exit with its code; our own errors become one line.

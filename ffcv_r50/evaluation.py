@@ -1,6 +1,6 @@
 """Exact metrics over a sharded validation set, with test-time augmentation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ def evaluate(
     device: torch.device,
     autocast: AbstractContextManager[object],
     tta: str,
+    on_batch: Callable[[int], None] = lambda _: None,
 ) -> Metrics:
     """Evaluate ``model`` on this rank's shard and combine the shards of all ranks.
 
@@ -46,6 +47,7 @@ def evaluate(
         device: of the model.
         autocast: the precision to run in; entered once per batch.
         tta: ``none``, or ``flip``: the mean of the logits of the image and of its mirror image.
+        on_batch: called with the number of batches done; what it raises ends the evaluation.
 
     Returns:
         The same metrics on every rank.
@@ -56,13 +58,14 @@ def evaluate(
     model.eval()
     # float64: sums of float32 terms come out the same in any order to far below what is printed.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for images, labels in device_data.to_device(batches, device):
+    for done, (images, labels) in enumerate(device_data.to_device(batches, device), 1):
         inputs = device_data.normalize(images)
         with autocast:
             logits: Tensor = model(inputs).float()
             if tta == "flip":
                 logits = (logits + model(inputs.flip(3)).float()) / 2
         sums += _batch_sums(logits, labels)
+        on_batch(done)
     distributed.all_reduce_sum(sums)
     loss, top_1, top_5, count = sums.tolist()
     if count != num_samples:

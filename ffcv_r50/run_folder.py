@@ -5,10 +5,12 @@
     config.yaml         every setting, resolved; alone it starts the same run
     environment.json    versions, devices and the command line, of each start
     log.jsonl           one line an epoch
+    status.json         running, stopped (the same command continues), finished or failed
     checkpoints/        last.pt, previous.pt, best.pt: the state of the run
     weights.pt          the finished network: a plain state dict with torchvision's names
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -30,13 +32,17 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
 
 # What may differ between two starts of one run: where things lie and how fast they are read.
+STATUS = "status.json"
+LOCK_SECONDS = 5.0
+
 FREE = (
     "data.train_dataset",
     "data.val_dataset",
     "data.num_workers",
     "logging.",
     "dist.",
-    "checkpoint",
+    "checkpoint.",
+    "resume.",
 )
 
 
@@ -55,13 +61,13 @@ def versions() -> dict[str, str]:
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run, held by this process alone until :meth:`release`.
 
     Args:
         path: made if it is not there.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be made or written, or a live run holds it.
     """
 
     def __init__(self, path: str) -> None:
@@ -71,29 +77,57 @@ class RunFolder:
         self.weights = self.path / "weights.pt"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115  # held, not read
         except OSError as error:
             raise UserError(
-                f"logging.folder={path}: cannot be made ({error.strerror}); choose another"
+                f"logging.folder={path}: cannot be made or written ({error.strerror}); choose another"
             ) from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"logging.folder={path}: not writable; choose another")
+        self._hold()
 
-    def begin(self, config: Config, world_size: int) -> None:
+    def _hold(self) -> None:
+        """Take the lock; the system gives it back when this process ends, however it ends."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self._lock.seek(0)
+                    raise UserError(
+                        f"{self.path}: in use by another run ({self._lock.read().strip()}); wait for "
+                        "it, stop it, or choose another logging.folder"
+                    ) from None
+                time.sleep(0.1)  # a killed run may still be on its way out
+            except OSError:  # a file system without locks: nothing to hold
+                return
+            else:
+                self._lock.truncate(0)
+                self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                self._lock.flush()
+                return
+
+    def release(self) -> None:
+        """Let others use the folder."""
+        self._lock.close()
+
+    def begin(self, config: Config, world_size: int) -> list[str]:
         """Write the configuration and append this start to the environment file.
 
+        Returns:
+            What differs from the saved configuration, as ``resume.allow`` permits.
+
         Raises:
-            UserError: the folder holds a run with another configuration; names what differs.
+            UserError: something else differs; names it.
         """
         saved = self.path / "config.yaml"
-        if saved.exists():
-            self._check_same(saved, config)
+        differing = self._differing(saved.read_text(), config) if saved.exists() else []
         with atomic_write(saved) as file:
             file.write(config.to_yaml().encode())
         environment = self.path / "environment.json"
         starts = json.loads(environment.read_text()) if environment.exists() else []
         starts.append(
             {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "time": _now(),
                 "command": sys.argv,
                 "host": socket.gethostname(),
                 "world_size": world_size,
@@ -103,21 +137,57 @@ class RunFolder:
         )
         with atomic_write(environment) as file:
             file.write(json.dumps(starts, indent=1).encode())
+        return differing
 
-    def _check_same(self, saved: Path, config: Config) -> None:
-        before, now = (
-            _flat(yaml.safe_load(text)) for text in (saved.read_text(), config.to_yaml())
-        )
-        differing = [
-            f"{key} ({before.get(key)} -> {now.get(key)})"
+    def _differing(self, saved: str, config: Config) -> list[str]:
+        before, now = (_flat(yaml.safe_load(text)) for text in (saved, config.to_yaml()))
+        allowed = (*FREE, *filter(None, config.resume.allow.split(",")))
+        differing = {
+            key: f"{key} ({before.get(key)} -> {now.get(key)})"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key) and not key.startswith(FREE)
-        ]
-        if differing:
+        }
+        if refused := [text for key, text in differing.items() if key not in allowed]:
             raise UserError(
-                f"{self.path}: holds a run with other settings: {', '.join(differing)}; give the same "
-                "settings to continue it, or another logging.folder"
+                f"{self.path}: holds a run with other settings: {', '.join(refused)}; give the same "
+                "settings to continue it, name in --resume.allow what may differ, or choose another "
+                "logging.folder"
             )
+        return list(differing.values())
+
+    def set_status(self, state: str, code: int | None = None, reason: str = "") -> None:
+        """Record what the run is doing, for schedulers and people: torchrun hides exit codes.
+
+        Args:
+            state: ``running``, ``stopped`` (as asked: the same command continues), ``finished`` or
+                ``failed``.
+            code: the exit code, once there is one.
+            reason: one line.
+        """
+        with atomic_write(self.path / STATUS) as file:
+            row = {"state": state, "exit_code": code, "reason": reason, "time": _now()}
+            file.write((json.dumps(row) + "\n").encode())
+
+    def status(self) -> dict[str, Any]:
+        """What :meth:`set_status` recorded last; empty before the first time."""
+        try:
+            status: dict[str, Any] = json.loads((self.path / STATUS).read_text())
+        except (OSError, ValueError):
+            return {}
+        return status
+
+    def put_aside(self) -> None:
+        """Keep an earlier state and log under names that nothing continues from."""
+        if any(self.checkpoints.iterdir()):
+            suffix = time.strftime("before-%Y%m%d-%H%M%S")
+            self.checkpoints.rename(self.path / f"checkpoints.{suffix}")
+            self.checkpoints.mkdir()
+            if self.log.exists():
+                self.log.rename(self.path / f"log.{suffix}.jsonl")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

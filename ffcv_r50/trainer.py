@@ -1,7 +1,9 @@
 """The training loop. Reads top to bottom: open, set up, continue, train, evaluate, save."""
 
+import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,187 +14,419 @@ from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import EvalLoader, TrainLoader
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED, Stopped, UserError
 from ffcv_r50.evaluation import Metrics, evaluate
 from ffcv_r50.files import atomic_write
-from ffcv_r50.learner import Learner, LossMonitor
+from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import Console, duration
+from ffcv_r50.preemption import Ballot, StopSignal
+from ffcv_r50.watch import Watch
 
 T = TypeVar("T")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> int:
     """Train, continue, or only evaluate: what ``train_imagenet.py`` does.
 
+    Returns:
+        The exit code: ``FINISHED``, or ``STOPPED_AS_ASKED`` after a signal.
+
     Raises:
-        UserError: the input is wrong; the same error on every rank.
-        RunFault: the loss is not finite.
+        UserError: the input is wrong.
+        RunFault: the run cannot go on.
     """
-    with distributed.world(config.dist.timeout_seconds) as world:
+    with StopSignal() as stop, distributed.world(config.dist.timeout_seconds) as world:
         console = Console(world.is_main)
         for notice in config.notices:
             console.say(f"note: {notice}")
         if config.training.eval_only:
             evaluate_only(config, world, console)
-        else:
-            train(config, world, console)
+            return FINISHED
+        this = Run(config, world, console, stop)
+        folder = this.folder
+        if distributed.from_main(_stopped_before(folder) if folder else None):
+            return STOPPED_AS_ASKED
+        try:
+            return this.train()
+        except Stopped:
+            console.say(
+                f"stopped by {stop.asked.name if stop.asked else 'another rank'}; the state is "
+                "saved, the same command continues"
+            )
+            if folder:
+                folder.set_status("stopped", STOPPED_AS_ASKED)
+            return STOPPED_AS_ASKED
+        except BaseException as error:
+            if folder:
+                folder.set_status("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if folder:
+                folder.release()
 
 
-def train(config: Config, world: distributed.World, console: Console) -> None:
-    """Train the network of ``config`` in its run folder, from where the folder left off."""
-    # --- Everything that can be wrong with the input, before any expensive work.
-    with distributed.agreed_errors():
-        plan = recipe.plan(config, world.size)
-        train_set = Beton(config.data.train_dataset)
-        val_set = Beton(config.data.val_dataset)
-        _check_classes(train_set, val_set)
-        train_loader = TrainLoader(
-            train_set,
-            seed=config.training.seed,
-            batch_size=config.training.batch_size,
-            micro_batch_size=plan.micro_batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            num_workers=config.data.num_workers or world.cores,
-            crop_scale=config.data.crop_scale,
-            crop_ratio=config.data.crop_ratio,
-            flip=config.data.flip,
-            order=config.data.order,
-            scaled_decode=config.data.scaled_decode,
-            bad_images=config.data.bad_images,
-            pin_memory=world.device.type == "cuda",
+@dataclass
+class Progress:
+    """Where a run is; part of its checkpoints."""
+
+    epoch: int = 0
+    """Epochs that are trained and evaluated."""
+    step: int = 0
+    """Steps of the current epoch that are done; all of them where only its evaluation is left."""
+    loss_sum: float = 0.0
+    """Of those steps."""
+    train_seconds: float = 0.0
+    """Spent on them."""
+    wait_seconds: float = 0.0
+    """Of these, waiting for data."""
+    best_top_1: float = -1.0
+    run_seconds: float = 0.0
+    """Wall-clock time that all starts of the run have used."""
+    overflows: int = 0
+    """Steps skipped because an fp16 gradient overflowed."""
+    rollbacks: int = 0
+
+
+class Run:
+    """One start of a run, on one rank.
+
+    Args:
+        config: its settings.
+        world: this process among its peers.
+        console: speaks on rank 0.
+        stop: the wish to stop.
+
+    Raises:
+        UserError: the input is wrong; the same error on every rank, before expensive work.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: distributed.World,
+        console: Console,
+        stop: StopSignal,
+    ) -> None:
+        self.config = config
+        self.world = world
+        self.console = console
+        self.stop = stop
+        self.began = time.monotonic()
+        with distributed.agreed_errors():
+            self.plan = recipe.plan(config, world.size)
+            self.train_set = Beton(config.data.train_dataset)
+            self.val_set = Beton(config.data.val_dataset)
+            _check_classes(self.train_set, self.val_set)
+            self.train_loader = TrainLoader(
+                self.train_set,
+                seed=config.training.seed,
+                batch_size=config.training.batch_size,
+                micro_batch_size=self.plan.micro_batch_size,
+                rank=world.rank,
+                world_size=world.size,
+                num_workers=config.data.num_workers or world.cores,
+                crop_scale=config.data.crop_scale,
+                crop_ratio=config.data.crop_ratio,
+                flip=config.data.flip,
+                order=config.data.order,
+                scaled_decode=config.data.scaled_decode,
+                bad_images=config.data.bad_images,
+                pin_memory=world.device.type == "cuda",
+            )
+            self.val_loader = _val_loader(config, self.val_set, world)
+            self.learner = Learner(
+                config, self.train_set.num_classes, self.plan.micro_batches, world
+            )
+        self.steps = self.train_loader.steps_per_epoch
+        self.progress = Progress()
+        with distributed.agreed_errors():
+            self.folder = run_folder.RunFolder(config.logging.folder) if world.is_main else None
+        if self.folder:
+            self.saver = checkpoint.Saver(
+                self.folder.checkpoints, 60 * config.checkpoint.give_up_minutes, console.warn
+            )
+
+    # ------------------------------------------------------------------------------ the whole run
+
+    def train(self) -> int:
+        """From where the folder left off to the finished network."""
+        config, progress, console = self.config, self.progress, self.console
+        self._continue()
+        progress = self.progress
+        console.say(
+            f"{config.model.arch}, {self.train_set.num_classes} classes, {self.learner.precision}; "
+            f"{self.train_set.num_samples:,} training and {self.val_set.num_samples:,} validation "
+            "images"
         )
-        val_loader = _val_loader(config, val_set, world)
-        learner = Learner(config, train_set.num_classes, plan.micro_batches, world)
-    steps = train_loader.steps_per_epoch
-    epochs = config.training.epochs
+        console.say(
+            f"{config.training.epochs} epochs of {self.steps:,} steps; batch "
+            f"{config.training.batch_size:,} = {self.world.size} {self.world.device.type} processes "
+            f"x {self.plan.micro_batches} micro-batches x {self.plan.micro_batch_size} images"
+        )
+        if progress.epoch or progress.step:
+            console.say(
+                f"continuing after epoch {progress.epoch} of {config.training.epochs}"
+                + (f" and {progress.step:,} of {self.steps:,} steps" if progress.step else "")
+            )
+        with Watch(self.world, config.dist.timeout_seconds, self._record_fault) as self.watch:
+            while self.progress.epoch < config.training.epochs:
+                try:
+                    self._train_epoch()
+                except NotFinite as error:
+                    self._roll_back(error)
+                    continue
+                self._evaluate_epoch()
+            self._finish()
+        return FINISHED
 
-    # --- The run folder, and the state it holds.
-    state: dict[str, Any] = {}
-    with distributed.agreed_errors():
-        if world.is_main:
-            folder = run_folder.RunFolder(config.logging.folder)
-            folder.begin(config, world.size)
-            found, warnings = checkpoint.newest(folder.checkpoints)
-            for warning in warnings:
-                console.warn(warning)
-            state = found or {}
-    state = distributed.from_main(state if world.is_main else None)
-    first_epoch, best_top_1 = 0, -1.0
-    if state:
-        learner.load_state_dict(state["learner"])
-        first_epoch, best_top_1 = state["epoch"], state["best_top_1"]
-        _restore_random_state(state["random"])
-    if world.is_main:
-        jsonl.rewind(folder.log, first_epoch)
+    # --------------------------------------------------------------------------------- one epoch
 
-    console.say(
-        f"{config.model.arch}, {train_set.num_classes} classes, {learner.precision}; "
-        f"{train_set.num_samples:,} training and {val_set.num_samples:,} validation images"
-    )
-    console.say(
-        f"{epochs} epochs of {steps:,} steps; batch {config.training.batch_size:,} = {world.size} "
-        f"{world.device.type} processes x {plan.micro_batches} micro-batches x "
-        f"{plan.micro_batch_size} images"
-    )
-    if first_epoch:
-        console.say(f"continuing after epoch {first_epoch} of {epochs}")
-
-    # --- Train.
-    losses = LossMonitor(world.device)
-    for epoch in range(first_epoch, epochs):
+    def _train_epoch(self) -> None:
+        """The steps of the current epoch that are left."""
+        config, progress, learner = self.config, self.progress, self.learner
+        epoch, epochs = progress.epoch, config.training.epochs
         resolution = recipe.resolution(config, epoch)
-        began = time.perf_counter()
+        monitor = Monitor(self.world.device, skips_overflows=learner.precision == "fp16")
+        monitor.loss_sum, seconds_before = progress.loss_sum, progress.train_seconds
+        waited_before, overflows_before = progress.wait_seconds, progress.overflows
+        saves = _Saves(*config.checkpoint.interval)
+        first, began = progress.step, time.perf_counter()
         with (
-            train_loader.epoch(epoch, resolution) as batches,
-            console.bar(f"epoch {epoch + 1}/{epochs}, {resolution} px", steps) as bar,
+            self.train_loader.epoch(epoch, resolution, first) as batches,
+            self.console.bar(
+                f"epoch {epoch + 1}/{epochs}, {resolution} px", self.steps, first
+            ) as bar,
         ):
-            parts = Waiting(device_data.to_device(batches, world.device))
-            for step in range(steps):
-                lr = recipe.learning_rate(config, epoch, step, steps)
-                losses.push(epoch * steps + step, learner.step(parts, lr))
+            parts = Waiting(device_data.to_device(batches, self.world.device))
+            for step in range(first, self.steps):
+                self.watch.beat(f"step {step} of epoch {epoch}")
+                number = epoch * self.steps + step
+                lr = recipe.learning_rate(config, epoch, step, self.steps)
+                asked = self.stop.asked is not None
+                monitor.push(number, learner.step(parts, lr, number, asked))
+
                 seconds = time.perf_counter() - began
+                progress.step = step + 1
+                progress.train_seconds = seconds_before + seconds
+                progress.wait_seconds = waited_before + parts.seconds
                 bar.update(
                     step + 1,
-                    f"loss {losses.latest:.3f}  lr {lr:.4f}  "
-                    f"{(step + 1) * config.training.batch_size / seconds:,.0f} images/s  "
+                    f"loss {monitor.latest:.3f}  lr {lr:.4f}  "
+                    f"{(step + 1 - first) * config.training.batch_size / seconds:,.0f} images/s  "
                     f"data wait {parts.seconds / seconds:.0%}",
                 )
+                # The end of the epoch is saved after its evaluation, or by a stop during it.
+                last = step + 1 == self.steps
+                due = self.folder is not None and not last and saves.due(step + 1)
+                if last or monitor.stop:
+                    monitor.check()
+                elif due:
+                    monitor.read()
+                progress.loss_sum = monitor.loss_sum
+                progress.overflows = overflows_before + monitor.overflows
+                # Nothing is saved that came out of a step that was not finite.
+                if due and monitor.fault is None:
+                    self._save()
+                if monitor.stop:
+                    self._save_and_stop()
             if batches.bad_images:
-                console.warn(f"{batches.bad_images} unreadable images were replaced by gray ones")
-        train_loss = losses.mean()
-        epoch_seconds = time.perf_counter() - began
+                self.console.warn(
+                    f"{batches.bad_images} unreadable images were replaced by gray ones"
+                )
+        if monitor.overflows:
+            self.console.say(f"{monitor.overflows} steps were skipped: fp16 gradients overflowed")
 
-        # --- Evaluate.
+    def _evaluate_epoch(self) -> None:
+        """Evaluate the epoch whose steps are done, log it and save."""
+        config, progress = self.config, self.progress
+        epoch, epochs = progress.epoch, config.training.epochs
         began = time.perf_counter()
-        metrics = _evaluate(config, learner, val_loader, val_set, world)
+        metrics = self._evaluate()
         eval_seconds = time.perf_counter() - began
-
-        # --- Log and save. The row goes first: a continuing run drops rows that no checkpoint
-        # covers, so each epoch is in the log once.
+        # The row goes first: a continuing run drops rows that no checkpoint covers, so each epoch
+        # is in the log once.
         row = {
             "epoch": epoch,
-            "step": (epoch + 1) * steps,
-            "lr": lr,
-            "resolution": resolution,
-            "train_loss": train_loss,
+            "step": (epoch + 1) * self.steps,
+            "lr": recipe.learning_rate(config, epoch, self.steps - 1, self.steps),
+            "resolution": recipe.resolution(config, epoch),
+            "train_loss": progress.loss_sum / self.steps,
             "val_loss": metrics.loss,
             "top_1": metrics.top_1,
             "top_5": metrics.top_5,
-            "images_per_second": steps * config.training.batch_size / epoch_seconds,
-            "data_wait_fraction": parts.seconds / epoch_seconds,
-            "epoch_seconds": epoch_seconds,
+            "images_per_second": self.steps * config.training.batch_size / progress.train_seconds,
+            "data_wait_fraction": progress.wait_seconds / progress.train_seconds,
+            "epoch_seconds": progress.train_seconds,
             "eval_seconds": eval_seconds,
         }
-        is_best = metrics.top_1 > best_top_1
-        best_top_1 = max(best_top_1, metrics.top_1)
-        if world.is_main:
-            jsonl.append(folder.log, row)
-            checkpoint.save(
-                folder.checkpoints,
-                {
-                    "epoch": epoch + 1,
-                    "learner": learner.state_dict(),
-                    "random": _random_state(),
-                    "best_top_1": best_top_1,
-                    "config": config.to_yaml(),
-                    "versions": run_folder.versions(),
-                },
-                best=is_best,
+        self.console.say(
+            f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  {row['resolution']} px  "
+            f"lr {row['lr']:.4f}  loss {row['train_loss']:.4f}  val loss {metrics.loss:.4f}  "
+            f"top-1 {metrics.top_1:6.2f} %  top-5 {metrics.top_5:6.2f} %  "
+            f"{row['images_per_second']:,.0f} images/s  data wait {row['data_wait_fraction']:.0%}  "
+            f"{duration(progress.train_seconds + eval_seconds)}, "
+            f"{duration((epochs - epoch - 1) * (progress.train_seconds + eval_seconds))} left"
+        )
+        copies = []
+        if metrics.top_1 > progress.best_top_1:
+            progress.best_top_1 = metrics.top_1
+            copies.append(checkpoint.BEST)
+        if config.checkpoint.keep_every and (epoch + 1) % config.checkpoint.keep_every == 0:
+            copies.append(f"epoch_{epoch + 1}.pt")
+        progress.epoch, progress.step = epoch + 1, 0
+        progress.loss_sum = progress.train_seconds = progress.wait_seconds = 0.0
+        if self.folder:
+            jsonl.append(self.folder.log, row)
+            self._save(copies)
+
+    def _evaluate(self) -> Metrics:
+        """Exact metrics, or a stop that all ranks agree on."""
+        ballot = Ballot()
+        smallest = self.val_set.num_samples // self.world.size
+        rounds = -(-smallest // self.config.validation.batch_size)
+
+        def on_batch(done: int) -> None:
+            self.watch.beat(f"batch {done} of the evaluation of epoch {self.progress.epoch}")
+            # Shards differ by a sample, so one rank may have a batch more than another.
+            if done <= rounds and ballot.cast(self.stop.asked is not None):
+                self._save_and_stop()
+
+        with self.val_loader.epoch() as batches:
+            metrics = evaluate(
+                self.learner.network,
+                batches,
+                num_samples=self.val_set.num_samples,
+                device=self.world.device,
+                autocast=self.learner.autocast(),
+                tta=self.config.validation.tta,
+                on_batch=on_batch,
             )
-        left = (epochs - epoch - 1) * (epoch_seconds + eval_seconds)
-        console.say(
-            f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  {resolution} px  lr {lr:.4f}  "
-            f"loss {train_loss:.4f}  val loss {metrics.loss:.4f}  top-1 {metrics.top_1:6.2f} %  "
-            f"top-5 {metrics.top_5:6.2f} %  {row['images_per_second']:,.0f} images/s  "
-            f"data wait {row['data_wait_fraction']:.0%}  "
-            f"{duration(epoch_seconds + eval_seconds)}, {duration(left)} left"
+        if ballot.close():
+            self._save_and_stop()
+        return metrics
+
+    # --------------------------------------------------------------------------------- the state
+
+    def _save(self, copies: list[str] | None = None) -> None:
+        """Have the state written while training goes on; on rank 0."""
+        now = time.monotonic()
+        self.progress.run_seconds += now - self.began
+        self.began = now
+        self.saver.save(
+            {
+                "progress": asdict(self.progress),
+                "batch_size": self.config.training.batch_size,
+                "learner": self.learner.state_dict(),
+                "config": self.config.to_yaml(),
+                "versions": run_folder.versions(),
+            },
+            copies=copies or [],
         )
 
-    # --- The finished network, under torchvision's names.
-    if world.is_main:
-        with atomic_write(folder.weights) as file:
-            torch.save(learner.network.state_dict(), file)
-        rows = jsonl.read(folder.log)
-        console.say(
-            f"finished: top-1 {rows[-1]['top_1']:.2f} %, top-5 {rows[-1]['top_5']:.2f} % on all "
-            f"{val_set.num_samples:,} validation images ({_how(config)}); best epoch "
-            f"{best_top_1:.2f} %; {folder.path}"
+    def _save_and_stop(self) -> None:
+        """Save, and leave together once the state is on the disk.
+
+        Raises:
+            Stopped: always.
+        """
+        if self.folder:
+            self._save()
+            self.saver.finish()
+        distributed.from_main(True if self.world.is_main else None)
+        raise Stopped
+
+    def _continue(self) -> None:
+        """Take over the state that the folder, or ``resume.source``, holds."""
+        config, found = self.config, None
+        with distributed.agreed_errors():
+            if self.folder:
+                if config.resume.source == "none" and not _restarted():
+                    self.folder.put_aside()
+                for change in self.folder.begin(config, self.world.size):
+                    self.console.say(f"note: {change}, as resume.allow permits")
+                found, warnings = checkpoint.newest(self.folder.checkpoints)
+                for warning in warnings:
+                    self.console.warn(warning)
+                if found is None and config.resume.source not in ("auto", "none"):
+                    found = checkpoint.load_state(Path(config.resume.source))
+                self.folder.set_status("running")
+        state = distributed.from_main((found or {}) if self.world.is_main else None)
+        if state:
+            self._load(state)
+        if self.folder:
+            jsonl.rewind(self.folder.log, self.progress.epoch)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self.progress = Progress(**state["progress"])
+        # Where resume.allow lets the batch differ, the epoch goes on after the same samples.
+        self.progress.step = (
+            self.progress.step * state["batch_size"] // self.config.training.batch_size
         )
+
+    def _roll_back(self, error: NotFinite) -> None:
+        """Go back to the newest checkpoint and go on behind the step that was not finite.
+
+        Raises:
+            NotFinite: ``error``, where that is not allowed (any more) or there is no checkpoint.
+        """
+        rollbacks = self.progress.rollbacks + 1
+        if rollbacks > self.config.training.rollbacks:
+            raise error
+        state: dict[str, Any] = {}
+        if self.folder:
+            self.saver.finish()
+            state = checkpoint.newest(self.folder.checkpoints)[0] or {}
+        state = distributed.from_main(state if self.world.is_main else None)
+        if not state:
+            raise error
+        self._load(state)
+        progress = self.progress
+        back = progress.epoch * self.steps + progress.step
+        progress.rollbacks = rollbacks
+        if (error.step + 1) // self.steps > progress.epoch:
+            # The epoch's last step: what is left of it is its evaluation.
+            progress.step = self.steps
+        else:
+            progress.step = (error.step + 1) % self.steps
+        self.console.warn(
+            f"{str(error).partition(';')[0]}: going back to the state before step {back} and skipping "
+            f"steps {back} to {error.step} (rollback {rollbacks} of {self.config.training.rollbacks})"
+        )
+
+    def _finish(self) -> None:
+        """The finished network, under torchvision's names, and the last line."""
+        if self.folder:
+            self.saver.finish()
+            with atomic_write(self.folder.weights) as file:
+                torch.save(self.learner.network.state_dict(), file)
+            last = jsonl.read(self.folder.log)[-1]
+            self.console.say(
+                f"finished: top-1 {last['top_1']:.2f} %, top-5 {last['top_5']:.2f} % on all "
+                f"{self.val_set.num_samples:,} validation images ({_how(self.config)}); best epoch "
+                f"{self.progress.best_top_1:.2f} %; {duration(self.progress.run_seconds)} in all; "
+                f"{self.folder.path}"
+            )
+            self.folder.set_status("finished", FINISHED)
+        distributed.from_main(True if self.world.is_main else None)
+
+    def _record_fault(self, reason: str) -> None:
+        if self.folder:
+            self.folder.set_status("failed", reason=reason)
 
 
 def evaluate_only(config: Config, world: distributed.World, console: Console) -> None:
     """Evaluate ``--checkpoint`` on the validation set and print its exact metrics."""
     with distributed.agreed_errors():
-        assert config.checkpoint is not None, "the configuration asks for it"
+        assert config.checkpoint.file is not None, "the configuration asks for it"
         val_set = Beton(config.data.val_dataset)
-        weights = checkpoint.load_weights(Path(config.checkpoint))
+        weights = checkpoint.load_weights(Path(config.checkpoint.file))
         # The classifier comes last in every torchvision network.
         num_classes = list(weights.values())[-1].shape[0]
         if val_set.num_classes > num_classes:
             raise UserError(
-                f"--checkpoint={config.checkpoint}: tells {num_classes} classes apart, "
+                f"--checkpoint={config.checkpoint.file}: tells {num_classes} classes apart, "
                 f"{val_set.path} has {val_set.num_classes}"
             )
         learner = Learner(config, num_classes, 1, world)
@@ -201,11 +435,19 @@ def evaluate_only(config: Config, world: distributed.World, console: Console) ->
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"--checkpoint={config.checkpoint}: does not fit model.arch={config.model.arch}: "
-                f"{reason}"
+                f"--checkpoint={config.checkpoint.file}: does not fit model.arch="
+                f"{config.model.arch}: {reason}"
             ) from error
         val_loader = _val_loader(config, val_set, world)
-    metrics = _evaluate(config, learner, val_loader, val_set, world)
+    with val_loader.epoch() as batches:
+        metrics = evaluate(
+            learner.network,
+            batches,
+            num_samples=val_set.num_samples,
+            device=world.device,
+            autocast=learner.autocast(),
+            tta=config.validation.tta,
+        )
     console.say(
         f"top-1 {metrics.top_1:.3f} %, top-5 {metrics.top_5:.3f} %, loss {metrics.loss:.4f} on all "
         f"{metrics.count:,} validation images ({_how(config)})"
@@ -230,6 +472,43 @@ class Waiting(Iterator[T]):
             return next(self._iterator)
         finally:
             self.seconds += time.perf_counter() - began
+
+
+class _Saves:
+    """When a checkpoint within an epoch is due.
+
+    Args:
+        every: steps or minutes.
+        unit: which of them.
+    """
+
+    def __init__(self, every: float, unit: str) -> None:
+        self._every = every
+        self._unit = unit
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after ``step`` steps of the epoch."""
+        if self._unit == "steps":
+            return step % self._every == 0
+        now = time.monotonic()
+        if now - self._last < 60 * self._every:
+            return False
+        self._last = now
+        return True
+
+
+def _restarted() -> bool:
+    """Whether torchrun started this process again after an earlier one of the same call ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _stopped_before(folder: run_folder.RunFolder) -> bool:
+    """Whether this process is torchrun's answer to a stop that was asked for.
+
+    ``torchrun --max-restarts`` takes exit code 75 for a fault and starts the group again.
+    """
+    return _restarted() and folder.status().get("state") == "stopped"
 
 
 def _check_classes(train_set: Beton, val_set: Beton) -> None:
@@ -260,34 +539,6 @@ def _val_loader(config: Config, val_set: Beton, world: distributed.World) -> Eva
     )
 
 
-def _evaluate(
-    config: Config, learner: Learner, loader: EvalLoader, val_set: Beton, world: distributed.World
-) -> Metrics:
-    with loader.epoch() as batches:
-        return evaluate(
-            learner.network,
-            batches,
-            num_samples=val_set.num_samples,
-            device=world.device,
-            autocast=learner.autocast(),
-            tta=config.validation.tta,
-        )
-
-
 def _how(config: Config) -> str:
     tta = "no test-time augmentation" if config.validation.tta == "none" else "flip averaged"
     return f"{config.validation.resolution} px, {tta}"
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    """The generators that networks draw from (dropout); the data path has none that hold state."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -17,28 +17,28 @@ def state(value: float) -> dict[str, Any]:
 
 def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
     for epoch, best in ((1, True), (2, True), (3, False)):
-        checkpoint.save(tmp_path, state(epoch), best=best)
+        checkpoint.write(tmp_path, state(epoch), copies=[checkpoint.BEST] if best else [])
     epochs = {name: checkpoint.load(tmp_path / name)["epoch"] for name in os.listdir(tmp_path)}
     assert epochs == {"last.pt": 3, "previous.pt": 2, "best.pt": 2}
 
 
 def test_a_failed_save_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(1), best=True)
-    with pytest.raises(RuntimeError, match="cannot be pickled"):
-        checkpoint.save(tmp_path, {"epoch": 2, "bad": Unpicklable()}, best=True)
+    checkpoint.write(tmp_path, state(1), copies=[checkpoint.BEST])
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        checkpoint.write(tmp_path, {"epoch": 2, "bad": Unpicklable()}, copies=[checkpoint.BEST])
     assert checkpoint.newest(tmp_path)[0]["epoch"] == 1  # type: ignore[index]
     assert sorted(os.listdir(tmp_path)) == ["best.pt", "last.pt"]
 
 
 class Unpicklable:
     def __reduce__(self) -> str:
-        raise RuntimeError("cannot be pickled")
+        raise TypeError("cannot be pickled")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty"])
 def test_damage_is_recognised_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
-    checkpoint.save(tmp_path, state(1), best=False)
-    checkpoint.save(tmp_path, state(2), best=False)
+    checkpoint.write(tmp_path, state(1))
+    checkpoint.write(tmp_path, state(2))
     last = tmp_path / checkpoint.LAST
     content = bytearray(last.read_bytes())
     if damage == "flipped bit":
@@ -79,7 +79,7 @@ class Evil:
 
 
 def test_weights_come_from_a_checkpoint_and_from_a_plain_state_dict(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(1), best=False)
+    checkpoint.write(tmp_path, state(1))
     torch.save({"w": torch.full((300,), 1.0)}, tmp_path / "plain.pt")
     for name in (checkpoint.LAST, "plain.pt"):
         assert torch.equal(checkpoint.load_weights(tmp_path / name)["w"], torch.ones(300))

@@ -62,7 +62,7 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--data.crop_scale=[1, 0.5]", "command line: --data.crop_scale: [1, 0.5] is not [lowest, highest]"),
         ("--data.crop_ratio=[2, 0.5]", "command line: --data.crop_ratio: [2, 0.5] is not [lowest, highest]"),
         ("--training.nesterov=1 --training.momentum=0", "command line: --training.nesterov: needs training.momentum above 0"),
-        ("--checkpoint=x.pt", "command line: --checkpoint: is for --training.eval_only=1; a run continues from its logging.folder by itself"),
+        ("--checkpoint=x.pt", "command line: --checkpoint.file: is for --training.eval_only=1; a run continues from its logging.folder by itself"),
         ("--model.arch=resnet51", "command line: --model.arch: torchvision has no classification model 'resnet51'; did you mean resnet50?"),
         ("--model.arch=fcn_resnet50", "command line: --model.arch: torchvision has no classification model 'fcn_resnet50'; did you mean resnet50?"),
         ("--training.batchsize=8", "command line: --training.batchsize is not a setting; did you mean --training.batch_size?"),
@@ -114,7 +114,7 @@ def test_the_paths_that_a_run_needs(recipe: Path, argv: list[str], message: str)
 def test_evaluation_needs_no_training_set(recipe: Path) -> None:
     argv = ["--training.eval_only=1", "--checkpoint=x.pt", "--data.val_dataset=b"]
     loaded = config.load([f"--config={recipe}", *argv])
-    assert (loaded.training.eval_only, loaded.checkpoint) == (True, "x.pt")
+    assert (loaded.training.eval_only, loaded.checkpoint.file) == (True, "x.pt")
 
 
 def test_a_run_without_a_recipe_is_told_to_name_one() -> None:
@@ -242,7 +242,6 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
     )
     rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines()[2:]]
     assert [row[0].strip("`") for row in rows] == list(settings.declared(Config))
-    assert len(rows) == 34
     for row in rows:
         assert len(row) == 4, row
         assert row[3].startswith("`") or row[3][0].isupper(), row
