@@ -1,12 +1,18 @@
-"""Running statistics of batch-norm that advance once per optimizer step.
+"""Batch-norm whose statistics belong to the recipe, not to the number of processes.
 
-A step's batch is normalised in parts (``training.norm_batch_size`` samples each), one after the
+Running statistics advance once per optimizer step. A step's batch is normalised in parts (``training.norm_batch_size`` samples each), one after the
 other on one process or side by side on many. Left to itself, torch would advance the running
 averages once per part and keep a different average on each process. Here a step advances them once,
 by the mean over all its parts, so they do not depend on how the parts were spread.
+
+Where there are more processes than parts, several share one: :func:`share_statistics` lets them
+normalise by the statistics of all their samples together.
 """
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -77,3 +83,136 @@ class RunningStatistics:
                 ],
             )
             torch._foreach_sub_(self._counts, parts - 1)
+
+
+def share_statistics(model: nn.Module, group_size: int) -> nn.Module:
+    """Let each ``group_size`` neighbouring ranks normalise their samples together.
+
+    All ranks must call it, with equally many samples in every later forward pass of training.
+    Parameters, buffers and their names stay as they are.
+
+    Args:
+        model: already on its device.
+        group_size: ranks that share statistics; divides the number of ranks. With 1, nothing
+            changes.
+
+    Returns:
+        The model; another object only where it is itself a batch-norm.
+    """
+    if group_size == 1:
+        return model
+    group, _ = dist.new_subgroups(group_size)
+    if all(parameter.is_cuda for parameter in model.parameters()):
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+        return converted
+    return _replace(model, group)
+
+
+def _replace(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        return GroupBatchNorm(module, group)
+    for name, child in module.named_children():
+        module.add_module(name, _replace(child, group))
+    return module
+
+
+class GroupBatchNorm(_BatchNorm):
+    """What torch's SyncBatchNorm computes (which refuses tensors on the CPU).
+
+    Args:
+        norm: whose parameters, buffers and options it takes over.
+        group: processes that normalise together, each with equally many values per channel.
+    """
+
+    def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup) -> None:
+        super().__init__(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+        )
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.train(norm.training)
+        self._group = group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions goes, as long as the second is the channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [n, channels, ...] over all dimensions but the channels, and over the group."""
+        if not self.training:
+            return super().forward(input)
+        out: Tensor
+        out, mean, var = _GroupNormalise.apply(input, self.weight, self.bias, self.eps, self._group)
+        if self.running_mean is not None:
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            count = input.numel() // self.num_features * dist.get_world_size(self._group)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        return out
+
+
+class _GroupNormalise(torch.autograd.Function):
+    """Ioffe and Szegedy 2015 (arXiv:1502.03167), with the means taken over a group of processes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        group: dist.ProcessGroup,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the normalised input, and float mean and biased variance [channels]."""
+        x = input.float()
+        var, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
+        everyone = [torch.empty(2, len(mean)) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(everyone, torch.stack([mean, var]), group)
+        means, variances = torch.stack(everyone, 1)
+        mean = means.mean(0)
+        # Chan et al. 1979: adding up squares instead would cancel where the mean is large.
+        var = (variances + (means - mean).square()).mean(0)
+        invstd = (var + eps).rsqrt()
+        scale = invstd if weight is None else invstd * weight
+        out = (x - _wide(mean, x)) * _wide(scale, x)
+        if bias is not None:
+            out += _wide(bias, x)
+        ctx.save_for_backward(input, mean, invstd, weight)
+        ctx.group, ctx.has_bias = group, bias is not None
+        ctx.mark_non_differentiable(mean, var)
+        return out.to(input.dtype), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the forward pass; those of weight and bias are this process's part."""
+        input, mean, invstd, weight = ctx.saved_tensors
+        grad = gradients[0].float()
+        normalised = (input.float() - _wide(mean, input)) * _wide(invstd, input)
+        dims = _all_but_channels(grad)
+        grad_bias, grad_weight = grad.sum(dims), (grad * normalised).sum(dims)
+        sums = torch.stack([grad_bias, grad_weight])
+        dist.all_reduce(sums, group=ctx.group)
+        sums /= grad.numel() // grad.shape[1] * dist.get_world_size(ctx.group)
+        scale = invstd if weight is None else invstd * weight
+        grad_input = (grad - _wide(sums[0], grad) - normalised * _wide(sums[1], grad)) * _wide(
+            scale, grad
+        )
+        return (
+            grad_input.to(input.dtype),
+            None if weight is None else grad_weight,
+            grad_bias if ctx.has_bias else None,
+            None,
+            None,
+        )
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.dim()) if dim != 1]
+
+
+def _wide(channels: Tensor, x: Tensor) -> Tensor:
+    """[channels] -> [1, channels, 1, ...], to go with ``x``."""
+    return channels.view(1, -1, *[1] * (x.dim() - 2))

@@ -1,4 +1,10 @@
-"""Running statistics against the definition: one step of the average by the mean over all parts."""
+"""Running statistics against the definition, and shared statistics against torch's batch-norm."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -59,3 +65,71 @@ def test_a_network_without_batch_norm_is_left_alone() -> None:
     statistics.begin()
     statistics.add_to(torch.zeros(0))
     statistics.advance(torch.zeros(0), parts=3)
+
+
+# Four ranks in two groups; each takes a quarter of the samples and leaves what it computed.
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from ffcv_r50.models import batchnorm
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=4)
+given = torch.load(f"{folder}/given.pt", weights_only=False)
+model = batchnorm.share_statistics(given["model"], 2)
+x = given["x"].chunk(4)[rank].requires_grad_()
+half = model[0](x.detach().bfloat16())
+out = model(x)
+(out * given["slope"].chunk(4)[rank]).sum().backward()
+found = {"out": out.detach(), "grad": x.grad, "half": str(half.dtype), "state": None, "eval": None}
+found["parameters"] = {name: p.grad for name, p in model.named_parameters()}
+found["eval"] = model.eval()(x).detach()
+found["state"] = model.state_dict()
+torch.save(found, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_groups_of_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    # A mean far from zero: where squares are added up, float32 has nothing left of the variance.
+    x = torch.randn(8, 3, 4, 4) * torch.rand(8, 1, 1, 1) + 300
+    model = nn.Sequential(
+        nn.BatchNorm2d(3, momentum=1.0),
+        nn.Conv2d(3, 5, 1, bias=False),
+        nn.BatchNorm2d(5, momentum=1.0, affine=False),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    nn.init.uniform_(model[0].weight)  # type: ignore[arg-type]
+    given = {"model": model, "x": x, "slope": torch.randn(8, 80)}
+    torch.save(given, tmp_path / "given.pt")
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen([*command, f"{rank}", f"{tmp_path}"], env={"PATH": os.environ["PATH"]})
+        for rank in range(4)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0] * 4
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+
+    def joined(key: str, group: int) -> torch.Tensor:
+        return torch.cat([found[rank][key] for rank in (2 * group, 2 * group + 1)])
+
+    for group in range(2):
+        part = x[4 * group : 4 * group + 4].clone().requires_grad_()
+        one = copy.deepcopy(model)
+        one[0](part.detach().bfloat16())
+        out = one(part)
+        (out * given["slope"][4 * group : 4 * group + 4]).sum().backward()  # type: ignore[index]
+        torch.testing.assert_close(joined("out", group), out, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(joined("grad", group), part.grad, atol=1e-3, rtol=1e-3)
+        for name, parameter in one.named_parameters():
+            grad = sum(found[rank]["parameters"][name] for rank in (2 * group, 2 * group + 1))
+            torch.testing.assert_close(grad, parameter.grad, atol=1e-3, rtol=1e-3)
+        for rank in (2 * group, 2 * group + 1):
+            state = found[rank]["state"]
+            torch.testing.assert_close(state, dict(one.state_dict()), atol=1e-4, rtol=1e-4)
+        evaluated = one.eval()(part)
+        torch.testing.assert_close(joined("eval", group), evaluated, atol=1e-4, rtol=1e-4)
+    assert found[0]["half"] == "torch.bfloat16"
