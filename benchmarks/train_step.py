@@ -92,7 +92,7 @@ def measure(
 ) -> dict[str, str | float]:
     """The medians over all rounds, under the keys of ``--json``."""
     plan = recipe.plan(config, world.size)
-    learner = Learner(config, dataset.num_classes, plan.micro_batches, world)
+    learner = Learner(config, dataset.num_classes, plan.micro_batches, world, plan.group_size)
     loader = TrainLoader(
         dataset,
         seed=config.training.seed,

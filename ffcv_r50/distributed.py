@@ -60,14 +60,19 @@ def world(timeout_seconds: int) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _join(place, device, timeout_seconds)
+    threads = torch.get_num_threads()
     try:
         cores = _share_of_cores(place)
+        torch.set_num_threads(min(threads, cores))
         yield World(*place[:4], device, cores, place.launcher)
     finally:
+        torch.set_num_threads(threads)
         dist.destroy_process_group()
 
 
 def _join(place: Placement, device: torch.device, timeout_seconds: int) -> None:
+    # Whoever else has ranks meet (the watch over them) does so at the same host.
+    os.environ.setdefault("MASTER_ADDR", _meeting_point(place)[0])
     _choose_interface(place)
     try:
         dist.init_process_group(

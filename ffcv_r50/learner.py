@@ -17,7 +17,7 @@ from ffcv_r50 import distributed, models, optim
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.errors import RunFault, UserError
-from ffcv_r50.models.batchnorm import RunningStatistics
+from ffcv_r50.models.batchnorm import RunningStatistics, share_statistics
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -68,13 +68,19 @@ class Learner:
         num_classes: size of the last layer.
         micro_batches: parts of a step on this process, see :func:`ffcv_r50.recipe.plan`.
         world: this process among its peers.
+        group_size: neighbouring processes that normalise together, see the plan too.
 
     Raises:
         UserError: the architecture or the precision is not to be had.
     """
 
     def __init__(
-        self, config: Config, num_classes: int, micro_batches: int, world: distributed.World
+        self,
+        config: Config,
+        num_classes: int,
+        micro_batches: int,
+        world: distributed.World,
+        group_size: int = 1,
     ) -> None:
         training = config.training
         self.micro_batches = micro_batches
@@ -97,6 +103,7 @@ class Learner:
         ).to(world.device)
         if training.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self.network = share_statistics(self.network, group_size)
         self.statistics = RunningStatistics(self.network)
         self.optimizer = optim.sgd(
             self.network,

@@ -40,9 +40,11 @@ class Plan(NamedTuple):
     """How one optimizer step is shared among the processes."""
 
     micro_batch_size: int
-    """Images of one forward and backward pass: what batch-norm computes its statistics over."""
+    """Images of one forward and backward pass of one process."""
     micro_batches: int
     """Such passes of each process, accumulated before the optimizer steps."""
+    group_size: int = 1
+    """Neighbouring processes whose images batch-norm computes its statistics over together."""
 
 
 def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -65,25 +67,27 @@ def resolution(config: Config, epoch: int) -> int:
 def plan(config: Config, world_size: int) -> Plan:
     """Share the normalisation batches of a step among ``world_size`` processes.
 
+    Where there are more processes than such batches, equally many neighbouring processes share each.
+
     Raises:
-        UserError: they cannot be shared evenly, or there are fewer of them than processes.
+        UserError: they cannot be shared evenly; names numbers of processes that can.
     """
     size = config.norm_batch_size
     batches = config.training.batch_size // size
     if batches % world_size == 0:
         return Plan(size, batches // world_size)
-    works = [str(n) for n in range(1, batches + 1) if batches % n == 0]
-    listed = " or ".join(filter(None, [", ".join(works[:-1]), works[-1]]))
-    shares = (
-        "sharing one among several processes is not supported yet"
-        if world_size > batches
-        else "they do not divide evenly"
-    )
+    group_size, left_over = divmod(world_size, batches)
+    if group_size and not left_over and size % group_size == 0:
+        return Plan(size // group_size, 1, group_size)
+    works = [n for n in range(1, batches + 1) if batches % n == 0]
+    works += [batches * n for n in range(2, size + 1) if size % n == 0]
+    near = [n for n in works if n < world_size][-1:] + [n for n in works if n > world_size][:1]
     raise UserError(
         f"{world_size} processes for {batches} normalisation batches a step "
         f"(training.batch_size {config.training.batch_size} / training.norm_batch_size {size}): "
-        f"{shares}; start {listed} process{'es' * (works != ['1'])}, or pass a smaller "
-        "--training.norm_batch_size (the run then departs from its recipe)"
+        f"they do not divide evenly; start {' or '.join(map(str, near))} "
+        f"process{'es' * (near != [1])}, or pass another --training.norm_batch_size (the run then "
+        "departs from its recipe)"
     )
 
 
@@ -198,7 +202,9 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
         "optimizer": f"{optimizer}; weight decay {training.weight_decay:g} {decayed}",
         "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
         f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
-        f"batch-norm over {share.micro_batch_size:,}",
+        f"batch-norm over {config.norm_batch_size:,}"
+        + f", shared by groups of {share.group_size} processes"
+        * (share.group_size > 1),
         "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
         f"{left_out:,} images are left out, other ones each epoch",
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",

@@ -136,7 +136,11 @@ class Run:
             )
             self.val_loader = _val_loader(config, self.val_set, world)
             self.learner = Learner(
-                config, self.train_set.num_classes, self.plan.micro_batches, world
+                config,
+                self.train_set.num_classes,
+                self.plan.micro_batches,
+                world,
+                self.plan.group_size,
             )
         self.steps = self.train_loader.steps_per_epoch
         self.progress = Progress()

@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from ffcv_r50 import distributed
 from ffcv_r50.errors import RunFault, UserError
+from tests.conftest import Dataset, Launch
 
 TORCHRUN = {
     "RANK": "0",
@@ -147,3 +149,23 @@ def test_a_single_process_in_an_allocation_is_told(monkeypatch: pytest.MonkeyPat
     assert lines[0].startswith(f"{socket.gethostname()}: rank 0, ")
     assert "1 core" in lines[0]
     assert lines[1:] == ["SLURM allocated 8 tasks; this is one process (srun starts all)"]
+
+
+def test_more_processes_than_normalisation_batches_train_as_one_does(
+    dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    """Two normalisation batches of 16 on one process, or on two groups of two."""
+    weights = []
+    for world_size in (1, 4):
+        folder = tmp_path / f"{world_size}"
+        arguments = dataset.arguments(
+            folder,
+            "--training.norm_batch_size=16",
+            "--training.epochs=1",
+            "--schedule.lr={0: 0.01}",
+            "--schedule.resolution={0: 32}",
+        )
+        result = launch(arguments, world_size=world_size)
+        assert result.codes == [0] * world_size, result.output
+        weights.append(torch.load(folder / "weights.pt", weights_only=True))
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=1e-5)

@@ -112,27 +112,31 @@ def test_keyframes_hold_their_ends_and_may_lie_within_an_epoch() -> None:
 
 @pytest.mark.parametrize(("world_size", "micro_batches"), [(1, 8), (2, 4), (4, 2), (8, 1)])
 def test_a_step_is_shared_in_normalisation_batches(world_size: int, micro_batches: int) -> None:
-    assert recipe.plan(load("rn50_16ep"), world_size) == (512, micro_batches)
+    assert recipe.plan(load("rn50_16ep"), world_size) == (512, micro_batches, 1)
+
+
+@pytest.mark.parametrize(("world_size", "images"), [(16, 256), (64, 64), (4096, 1)])
+def test_more_processes_share_normalisation_batches(world_size: int, images: int) -> None:
+    assert recipe.plan(load("rn50_16ep"), world_size) == (images, 1, 512 // images)
+    assert world_size * images == 4096
 
 
 @pytest.mark.parametrize(
-    ("world_size", "why"),
-    [(3, "they do not divide evenly"), (16, "sharing one among several processes is not supported yet")],
-)  # fmt: skip
-def test_a_step_that_cannot_be_shared(world_size: int, why: str) -> None:
+    ("world_size", "near"), [(3, "2 or 4"), (12, "8 or 16"), (24, "16 or 32"), (8192, "4096")]
+)
+def test_a_step_that_cannot_be_shared(world_size: int, near: str) -> None:
     with pytest.raises(UserError) as caught:
         recipe.plan(load("rn50_16ep"), world_size)
     assert str(caught.value) == (
         f"{world_size} processes for 8 normalisation batches a step (training.batch_size 4096 / "
-        f"training.norm_batch_size 512): {why}; start 1, 2, 4 or 8 processes, or pass a smaller "
-        "--training.norm_batch_size (the run then departs from its recipe)"
+        f"training.norm_batch_size 512): they do not divide evenly; start {near} processes, or pass "
+        "another --training.norm_batch_size (the run then departs from its recipe)"
     )
 
 
-def test_one_normalisation_batch_is_for_one_process() -> None:
-    assert recipe.plan(load("rn18_16ep"), 1) == (1024, 1)
-    with pytest.raises(UserError, match="not supported yet; start 1 process, or"):
-        recipe.plan(load("rn18_16ep"), 2)
+def test_one_normalisation_batch() -> None:
+    assert recipe.plan(load("rn18_16ep"), 1) == (1024, 1, 1)
+    assert recipe.plan(load("rn18_16ep"), 2) == (512, 1, 2)
 
 
 # ------------------------------------------------------------------------------ what it costs
@@ -304,7 +308,7 @@ def test_the_program(tmp_path: Path) -> None:
         (["--world-size=two"], "command line: --world_size: expected an integer, got 'two'"),
         (["--world-size=0"], "command line: --world_size: expected an integer at least 1, got 0"),
         (["--samples=4000"], "training.batch_size: 4096 is more than the 4000 training images; pass a smaller --training.batch_size"),
-        (["--world-size=3"], "3 processes for 8 normalisation batches a step (training.batch_size 4096 / training.norm_batch_size 512): they do not divide evenly; start 1, 2, 4 or 8 processes, or pass a smaller --training.norm_batch_size (the run then departs from its recipe)"),
+        (["--world-size=3"], "3 processes for 8 normalisation batches a step (training.batch_size 4096 / training.norm_batch_size 512): they do not divide evenly; start 2 or 4 processes, or pass another --training.norm_batch_size (the run then departs from its recipe)"),
     ],
 )  # fmt: skip
 def test_errors_come_before_anything_is_printed(
