@@ -6,6 +6,7 @@ process-wide thread count is touched: two loaders do not disturb each other.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,14 +53,17 @@ class _Slot:
         self._pixels = torch.empty(0, dtype=torch.uint8)
         self._numbers = torch.empty((2, batch_size), dtype=torch.int64, pin_memory=self._pin)
 
-    def batch(self, samples: npt.NDArray[np.int64], resolution: int) -> Batch:
-        """Views of these buffers for some samples; they grow where they are too small."""
-        shape = (len(samples), resolution, resolution, 3)
+    def reserve(self, resolution: int) -> None:
+        """Grow to a batch of this resolution. In the consumer's thread, which has its own device."""
         most = self._numbers.shape[1] * resolution * resolution * 3
         if self._pixels.numel() < most:
             self._pixels = torch.empty(0)  # free before allocating
             self._pixels = torch.empty(most, dtype=torch.uint8, pin_memory=self._pin)
-        images = self._pixels[: int(np.prod(shape))].view(shape)
+
+    def batch(self, samples: npt.NDArray[np.int64], resolution: int) -> Batch:
+        """Views of these buffers for some samples."""
+        shape = (len(samples), resolution, resolution, 3)
+        images = self._pixels[: math.prod(shape)].view(shape)
         return Batch(images, self._numbers[0, : len(samples)], self._numbers[1, : len(samples)])
 
 
@@ -247,7 +251,8 @@ class Epoch(Iterator[Batch]):
         """Stop the threads and wait for them, a few hundredths of a second. Safe to repeat."""
         self._work.stop()
         for thread in self._threads:
-            thread.join()
+            if thread is not threading.current_thread():  # where the garbage is collected there
+                thread.join()
 
     def __enter__(self) -> "Epoch":
         return self
@@ -301,6 +306,8 @@ class _Loader:
         if resolution < 1:
             raise UserError(f"resolution is {resolution}; at least one pixel is needed")
         self.close()
+        for slot in self._slots:
+            slot.reserve(resolution)
         work = _Work(
             self.dataset,
             self._stored,

@@ -99,7 +99,7 @@ def test_evaluation_samples_are_pillows_center_crops(small_dataset: Beton) -> No
     for batch in evaluation.epoch():
         for index, label, image in samples_of(batch):
             pixels = pixels_of(small_dataset, index)
-            expected = resized(pixels, center_crop(*pixels.shape[:2], 0.875), 40)
+            expected = resized(pixels, center_crop(pixels.shape[0], pixels.shape[1], 0.875), 40)
             assert np.abs(np.frombuffer(image, np.uint8).reshape(40, 40, 3) - expected).max() <= 1
             assert label == index % 3
             seen.append(index)

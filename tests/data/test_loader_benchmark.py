@@ -1,0 +1,69 @@
+"""The benchmark of the loaders runs, and its rows have the promised keys."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+KEYS = {
+    "loader",
+    "resolution",
+    "workers",
+    "images_per_second",
+    "images_per_second_min",
+    "images_per_second_max",
+    "rss_mb",
+    "first_batch_seconds",
+}
+
+
+def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) -> None:
+    """On a few images; that our loader reads a file of stock FFCV's writer is part of it."""
+    for i in range(6):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_image(60, 80, i)).save(path)
+    done = subprocess.run(
+        [
+            sys.executable,
+            REPOSITORY / "benchmarks" / "loader.py",
+            *("--images", tmp_path / "images", "--resolution", "32,64", "--workers", "1"),
+            *("--rounds", "2", "--images-per-round", "64", "--batch-size", "16"),
+            *("--json", tmp_path / "rows.json", "--chart", tmp_path / "chart.png"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    loaders = {row["loader"] for row in rows} - {"dali"}
+    assert loaders == {"stock_ffcv", "ours_stock_file", "ours_tiled_file", "torchvision"}
+    for row in rows:
+        assert set(row) == KEYS
+        assert row["images_per_second_min"] <= row["images_per_second"]
+        assert 0 < row["images_per_second"] <= row["images_per_second_max"]
+    assert {row["resolution"] for row in rows} == {32, 64}
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+    assert "| 32 | ours_tiled_file |" in done.stdout
+
+
+def test_a_folder_without_images_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "benchmarks" / "loader.py", "--images", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no images found" in done.stderr
