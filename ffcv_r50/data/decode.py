@@ -138,28 +138,36 @@ def decode_jpeg(
         return jpeg.WRONG_SIZE, 0, 0, 0, 0
     first_row = first_column = 0
     size = data.size
+    shortened = False
+    bottom = h
+    if mcu_h > 0:
+        y1 = -(-min(h, top + height + jpeg.MARGIN) // mcu_h)
+        bottom = min(h, y1 * mcu_h)
     if interval > 0:
         tile_w = mcu_w * interval
         per_row = -(-w // tile_w)
         y0 = max(0, top - jpeg.MARGIN) // mcu_h
-        y1 = -(-min(h, top + height + jpeg.MARGIN) // mcu_h)
         x0 = max(0, left - jpeg.MARGIN) // tile_w
         x1 = -(-min(w, left + width + jpeg.MARGIN) // tile_w)
         if x0 > 0 and w - x0 * tile_w < mcu_w:
             x0 -= 1  # libjpeg interpolates chroma otherwise in an image of so few columns
         total = per_row * -(-h // mcu_h)
         first_row, first_column = y0 * mcu_h, x0 * tile_w
-        h, w = min(h, y1 * mcu_h) - first_row, min(w, x1 * tile_w) - first_column
+        h, w = bottom - first_row, min(w, x1 * tile_w) - first_column
         status, size = jpeg.cut(
             data, scan, frame, per_row, y0, y1, x0, x1, total, h, w, scratch.jpeg
         )
         if status != jpeg.GOOD:
             return status, 0, 0, 0, 0
         data = scratch.jpeg
+    elif bottom < h:
+        h, shortened = bottom, True
+        jpeg.shorten(data, frame, h, scratch.jpeg)
+        data = scratch.jpeg
     decoded_h, decoded_w = -(-h // scale), -(-w // scale)
     if 4 * decoded_h * decoded_w > scratch.pixels.size:
         return jpeg.TOO_LARGE, 0, 0, 0, 0
-    if not jpeg.decode(handle, data, size, h, w, scale, scratch.pixels):
+    if not jpeg.decode(handle, data, size, h, w, scale, shortened, scratch.pixels):
         return jpeg.LIBRARY, 0, 0, 0, 0
     return jpeg.GOOD, decoded_h, decoded_w, first_row // scale, first_column // scale
 

@@ -9,6 +9,9 @@ pixels of margin. A file is tiled when its bytes say so and nothing else: baseli
 interleaved scan, a DRI segment whose interval divides the row. Writers do well to choose the divisor
 of the row nearest to 4.
 
+**Other baseline JPEGs** have to be decoded from their beginning, but not to their end: see
+:func:`shorten`.
+
 **Scaled decoding.** libjpeg-turbo can decode to 1/2, 1/4 or 1/8 of the size, which takes less time.
 
 **The accurate DCT** is used throughout, so pixels are those of Pillow and torchvision. Stock FFCV
@@ -122,6 +125,10 @@ _decompress: Any = types.ExternalFunction(
 )
 _memchr: Any = types.ExternalFunction("memchr", types.intp(types.intp, types.int32, types.uint64))
 _memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uint64))
+
+_strstr: Any = types.ExternalFunction("strstr", types.intp(types.intp, types.intp))
+_error: Any = types.ExternalFunction("tjGetErrorStr2", types.intp(types.intp))
+_LEFT_OVER = np.frombuffer(b"extraneous bytes before marker\0", np.uint8)
 
 
 @inlined
@@ -270,8 +277,30 @@ def cut(
 
 
 @inlined
+def shorten(data: Any, frame: int, height: int, out: Any) -> None:
+    """Copy a JPEG of one scan and say that it has fewer rows. Decoding it ends after those.
+
+    Args:
+        data: uint8 [size], the JPEG.
+        frame: position of its frame's height.
+        height: of the new JPEG, in pixels.
+        out: uint8, at least as long as ``data``; filled.
+    """
+    _memcpy(out.ctypes.data, data.ctypes.data, np.uint64(data.size))
+    out[frame] = height >> 8
+    out[frame + 1] = height & 255
+
+
+@inlined
 def decode(
-    handle: int, data: Any, size: int, height: int, width: int, scale: int, pixels: Any
+    handle: int,
+    data: Any,
+    size: int,
+    height: int,
+    width: int,
+    scale: int,
+    shortened: bool,
+    pixels: Any,
 ) -> bool:
     """Decode a JPEG to four bytes a pixel (red, green, blue, padding).
 
@@ -281,6 +310,7 @@ def decode(
         size: bytes of the JPEG.
         height, width: of the JPEG, in pixels.
         scale: 1, 2, 4 or 8, the size is divided by it and rounded up.
+        shortened: the JPEG comes from :func:`shorten`.
         pixels: uint8, flat; room for the rows one after another.
 
     Returns:
@@ -288,14 +318,11 @@ def decode(
     """
     h, w = -(-height // scale), -(-width // scale)
     done = _decompress(
-        handle,
-        data.ctypes.data,
-        np.uint64(size),
-        pixels.ctypes.data,
-        w,
-        4 * w,
-        h,
-        TJPF_RGBX,
+        handle, data.ctypes.data, np.uint64(size), pixels.ctypes.data, w, 4 * w, h, TJPF_RGBX,
         TJFLAG_ACCURATEDCT,
-    )
+    )  # fmt: skip
+    if done != 0 and shortened:
+        # libjpeg warns of the rows that it does not read. It keeps its first warning: had it met
+        # any other in the rows before, it would say that one.
+        return bool(_strstr(_error(handle), _LEFT_OVER.ctypes.data) != 0)
     return bool(done == 0)

@@ -126,16 +126,44 @@ def test_a_panorama(make_image: Make, encode: Make, decompressor: jpeg.Decompres
         assert np.array_equal(decoded.cropped(window), whole[top : top + h, left : left + w])
 
 
-def test_other_jpegs_are_decoded_whole(
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optimize": True}, {"interval": 3}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}],
+)
+def test_jpegs_without_tiles_are_decoded_to_the_end_of_the_window(
+    settings: dict[str, Any], make_image: Make, encode: Make, decompressor: jpeg.Decompressor
+) -> None:
+    """Bit for bit, too. An interval that does not divide the row makes no tiles."""
+    data = encode(make_image(150, 100), **settings)
+    whole = _by_pillow(data)
+    for window in _windows(150, 100, 60, 0):
+        decoded = Decoded(decompressor.handle, data, (150, 100), window)
+        top, left, h, w = window
+        assert decoded.status == jpeg.GOOD
+        assert decoded.columns == 100
+        assert decoded.rows < top + h + jpeg.MARGIN + 16
+        assert np.array_equal(decoded.cropped(window), whole[top : top + h, left : left + w])
+
+
+def test_damage_within_the_window_counts(
     make_image: Make, encode: Make, decompressor: jpeg.Decompressor
 ) -> None:
-    """An interval that does not divide the row, progressive scans, or none at all: no tiles."""
-    pixels = make_image(75, 100)
-    for settings in ({"interval": 3}, {"progressive": True, "interval": 1}, {}, {"optimize": True}):
-        data = encode(pixels, **settings)
-        decoded = Decoded(decompressor.handle, data, (75, 100), (30, 30, 20, 20))
-        assert (decoded.status, decoded.rows, decoded.columns) == (jpeg.GOOD, 75, 100)
-        assert np.array_equal(decoded.pixels, _by_pillow(data))
+    data = encode(make_image(160, 160))
+    damaged = data[:2000] + b"\xff\xd9" + data[2002:]
+    assert len(data) > 4000
+    for top, status in ((0, jpeg.GOOD), (140, jpeg.LIBRARY)):
+        window = (top, 0, 12, 160)
+        assert Decoded(decompressor.handle, damaged, (160, 160), window).status == status
+    assert "remature" in decompressor.error()
+
+
+def test_progressive_jpegs_are_decoded_whole(
+    make_image: Make, encode: Make, decompressor: jpeg.Decompressor
+) -> None:
+    data = encode(make_image(75, 100), progressive=True, interval=1)
+    decoded = Decoded(decompressor.handle, data, (75, 100), (10, 10, 20, 20))
+    assert (decoded.status, decoded.rows, decoded.columns) == (jpeg.GOOD, 75, 100)
+    assert np.array_equal(decoded.pixels, _by_pillow(data))
 
 
 @pytest.mark.parametrize("interval", [0, 1])

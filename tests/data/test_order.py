@@ -100,6 +100,8 @@ def test_page_order_takes_each_sample_at_most_once() -> None:
     assert not np.array_equal(taken, pages.order(1, 1, 96, 32))
     assert not np.array_equal(taken, pages.order(2, 0, 96, 32))
     assert np.array_equal(taken, pages.order(1, 0, 96, 32))
+    one_page = PageOrder(_offsets(64, 64), PAGE)
+    assert not np.array_equal(one_page.order(1, 0, 32, 32), one_page.order(1, 1, 32, 32))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
