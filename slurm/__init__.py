@@ -1,0 +1,1 @@
+"""Starting runs on a SLURM cluster; programs, not a library."""

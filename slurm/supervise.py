@@ -1,0 +1,145 @@
+"""Runs the processes of a training inside a SLURM job and decides what their end means.
+
+::
+
+    supervise.py RUN_FOLDER COMMAND...
+
+COMMAND starts all processes (``srun python train_imagenet.py ...``, or ``srun torchrun ...``). When
+it ends, then by its exit code and by what the run recorded in RUN_FOLDER/status.json:
+
+- finished: exit 0;
+- stopped as asked (preemption, time limit): the job is requeued and continues by itself;
+- processes or machines lost: requeued too, as long as the run comes further between two losses;
+- anything else (a bug, bad input): exit with the code; trying again would not help.
+
+Outside of SLURM nothing is requeued; the exit code is 75 where the same command would continue.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
+
+STOPPED_AS_ASKED = 75
+LOST = "has not been heard of"
+"""What the watch over the ranks writes of one that died or whose machine is gone."""
+RESTARTS_WITHOUT_PROGRESS = 3
+KILL_SECONDS = 600
+"""How long SLURM may take to end a job that it was told to requeue."""
+
+End = Literal["finished", "stopped", "lost", "failed"]
+
+
+class Seen(NamedTuple):
+    """What a run folder says."""
+
+    status: dict[str, Any]
+    checkpoint: tuple[int, int] | None
+    """Identity and time of the newest checkpoint."""
+
+
+def look(folder: Path) -> Seen:
+    """Read what the run recorded so far."""
+    try:
+        status = json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        status = {}
+    try:
+        stat = (folder / "checkpoints" / "last.pt").stat()
+    except OSError:
+        return Seen(status, None)
+    return Seen(status, (stat.st_ino, stat.st_mtime_ns))
+
+
+def judge(code: int, before: Seen, after: Seen) -> tuple[End, str]:
+    """What the end of the processes means.
+
+    Args:
+        code: that the command ended with: the highest of its processes' under srun (above 128
+            where a signal killed one), 0 or 1 under torchrun.
+        before: the run folder at the start.
+        after: the run folder now.
+
+    Returns:
+        The end, and the reason in words.
+    """
+    if code == 0:
+        return "finished", ""
+    # A process that fails before the run begins leaves the status of an earlier start.
+    status = after.status if after.status != before.status else {}
+    state, reason = status.get("state"), str(status.get("reason", ""))
+    if code == STOPPED_AS_ASKED or state == "stopped":
+        return "stopped", "stopped as asked"
+    if LOST in reason:
+        return "lost", reason
+    if code < 0 or code > 128:
+        return "lost", f"a process was killed (exit code {code})"
+    if state == "running":  # nobody had the time to say more
+        return "lost", f"the processes ended without a word (exit code {code})"
+    return "failed", reason or f"exit code {code}"
+
+
+def main(argv: list[str]) -> int:
+    """Run, judge, requeue; returns the exit code."""
+    if len(argv) < 2:
+        print("usage: supervise.py RUN_FOLDER COMMAND...", file=sys.stderr)
+        return 2
+    folder, command = Path(argv[0]), argv[1:]
+    before = look(folder)
+    # srun takes SLURM_CPUS_PER_TASK of sbatch only under this name (since SLURM 22.05).
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
+    process = subprocess.Popen(command)
+    _pass_on(process)
+    code = process.wait()
+    after = look(folder)
+    end, reason = judge(code, before, after)
+    if end == "finished":
+        return 0
+    job = os.environ.get("SLURM_JOB_ID")
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    came_further = after.checkpoint != before.checkpoint
+    if end == "lost" and not came_further and restarts >= RESTARTS_WITHOUT_PROGRESS:
+        _say(f"error: {reason}; not tried again: no progress, and {restarts} restarts before")
+        return code if 0 < code < 128 else 1
+    if end == "failed":
+        _say(f"error: {reason}")
+        return code
+    if job is None:
+        _say(f"{reason}; the same command continues")
+        return STOPPED_AS_ASKED
+    _say(f"{reason}; requeueing job {job}")
+    if subprocess.call(["scontrol", "requeue", job]):
+        _say(f"error: job {job} could not be requeued; the same command continues the run")
+        return STOPPED_AS_ASKED
+    # SLURM ends this job now. Whoever waits for this process must not take that for its result.
+    time.sleep(KILL_SECONDS)
+    return STOPPED_AS_ASKED
+
+
+def _pass_on(process: "subprocess.Popen[bytes]") -> None:
+    """Pass signals that only the batch script gets on to the processes; SLURM sends SIGTERM to all
+    of them itself, and srun would end them at once.
+    """
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            return
+        if process.poll() is None:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, heard)
+
+
+def _say(text: str) -> None:
+    print(f"supervise: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

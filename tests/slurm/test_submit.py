@@ -1,0 +1,172 @@
+"""Submission with a faked scheduler: what is refused, what sbatch gets, what a job will run."""
+
+import pickle
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffcv_r50.errors import UserError
+from slurm import submit
+from tests.conftest import REPOSITORY, Dataset
+
+SBATCH = '#!/bin/sh\ncp "$1" "{folder}/submitted.sh"\necho "Submitted batch job 4711"\n'
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose ``sbatch`` keeps what it is given as ``submitted.sh``."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"sbatch": SBATCH.format(folder=folder), "srun": "#!/bin/sh\n"}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def words(dataset: Dataset, folder: Path, *more: str) -> list[str]:
+    return ["--nodes=2", "--gpus-per-node=2", *dataset.arguments(folder), *more]
+
+
+def test_a_job_gets_its_resources_and_a_copy_of_the_code(
+    scheduler: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    asked = "--partition=gpu --account=me --qos=low --constraint=a100 --exclude=n[3-4] --mem=64G"
+    more = [
+        "--time=1-02:30:00",
+        "--comment=a b",
+        "--setup=module load cuda",
+        "--training.seed",
+        "3",
+    ]
+    assert submit.submit(words(dataset, folder, *asked.split(), *more)) == 0
+    output = capsys.readouterr().out
+    assert "batch 32 = 2 nodes x 2 GPUs x 1 micro-batches x 8 images" in output
+    assert f"job 4711: {folder}" in output
+    script = (scheduler / "submitted.sh").read_text()
+    for line in [
+        "nodes=2",
+        "ntasks-per-node=2",
+        "gpus-per-node=2",
+        "cpus-per-task=8",
+        "time=1590",
+        "partition=gpu",
+        "account=me",
+        "qos=low",
+        "constraint=a100",
+        "exclude='n[3-4]'",
+        "mem=64G",
+        "comment='a b'",
+        "requeue",
+        "signal=USR2@120",
+        "open-mode=append",
+        f"output={folder}/jobs/%j_0_log.out",
+    ]:
+        assert f"#SBATCH --{line}\n" in script
+    assert "module load cuda\n" in script
+    assert "srun" not in script, "one supervisor; it starts the processes"
+
+    job = pickle.loads((folder / "jobs" / "4711_submitted.pkl").read_bytes())
+    (command,) = job.args
+    (code,) = (folder / "code").iterdir()
+    assert command[:3] == [sys.executable, f"{code}/slurm/supervise.py", str(folder)]
+    assert command[3] == "srun"
+    assert f"{code}/train_imagenet.py" in command
+    assert f"--config={code}/recipe.yaml" in command
+    assert "--training.seed=3" in command
+    for path in ("ffcv_r50/trainer.py", "train_imagenet.py", "slurm/supervise.py"):
+        assert (code / path).read_bytes() == (REPOSITORY / path).read_bytes()
+    assert (code / "recipe.yaml").read_bytes() == dataset.recipe.read_bytes()
+    assert str(REPOSITORY) not in " ".join(command).replace(sys.executable, "")
+
+
+def test_seeds_become_an_array(
+    scheduler: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert submit.submit(words(dataset, folder, "--seeds=0,5")) == 0
+    assert "#SBATCH --array=0-1%2\n" in (scheduler / "submitted.sh").read_text()
+    output = capsys.readouterr().out
+    for index, seed in enumerate((0, 5)):
+        assert f"job 4711_{index}: {folder}/seed_{seed}\n" in output
+        job = pickle.loads((folder / "jobs" / f"4711_{index}_submitted.pkl").read_bytes())
+        (command,) = job.args
+        assert command[2] == f"{folder}/seed_{seed}"
+        own = ("--training.seed", "--logging.folder")
+        assert [word for word in command if word.startswith(own)] == [
+            f"--training.seed={seed}",
+            f"--logging.folder={folder}/seed_{seed}",
+        ]
+
+
+def test_a_dry_run_prints_the_file_and_writes_nothing(
+    scheduler: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert submit.submit(words(dataset, folder, "--dry-run")) == 0
+    output = capsys.readouterr().out
+    assert "#!/bin/bash" in output
+    assert "#SBATCH --nodes=2" in output
+    assert "train_imagenet.py" in output
+    assert not folder.exists()
+    assert not (scheduler / "submitted.sh").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--nodes=3"], "6 processes for 4 normalisation batches"),
+        (["--nods=3"], "nods"),
+        (["--data.train_dataset=/nowhere.beton"], "/nowhere.beton"),
+        (["--training.batch_sise=3"], "did you mean --training.batch_size"),
+        (["--time=soon"], "--time=soon: write"),
+        (["--seeds=0,x"], "--seeds=0,x: write whole numbers"),
+        (["--seeds=1,1"], "names a seed twice"),
+        (["--seeds=1", "--training.seed=2"], "give one of them"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_submission(
+    scheduler: Path, dataset: Dataset, tmp_path: Path, more: list[str], message: str
+) -> None:
+    arguments = [
+        word
+        for word in words(dataset, tmp_path / "run")
+        if word.partition("=")[0] not in {other.partition("=")[0] for other in more}
+    ]
+    with pytest.raises(UserError, match=re.escape(message)):
+        submit.submit([*arguments, *more])
+    assert not (scheduler / "submitted.sh").exists()
+
+
+def test_sbatchs_own_refusal_is_one_line(scheduler: Path, dataset: Dataset, tmp_path: Path) -> None:
+    refusal = "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpus' >&2\nexit 1\n"
+    (scheduler / "sbatch").write_text(refusal)
+    with pytest.raises(UserError, match=r"sbatch did not take the job: .*invalid partition"):
+        submit.submit(words(dataset, tmp_path / "run"))
+
+
+def test_no_scheduler_here(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="no sbatch and srun here; submit from a login node"):
+        submit.submit(words(dataset, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30", 30),
+        ("1:30", 2),
+        ("2:00:00", 120),
+        ("1-0", 1440),
+        ("2-3:30", 2 * 1440 + 210),
+        ("1-02:30:00", 1590),
+    ],
+)
+def test_times_are_slurms(text: str, expected: int) -> None:
+    assert submit.minutes(text) == expected
