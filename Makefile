@@ -8,19 +8,21 @@ SHELL := /bin/bash
 .PHONY: demo test check format clean
 
 PYTHON ?= python3
+DATASETS ?= datasets/digits
+RUN ?= runs/demo
 BIN := .venv/bin
 PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev python3-venv
 
 demo: .venv/installed
-	$(BIN)/python -m writers.digits datasets/digits
+	$(BIN)/python -m writers.digits $(DATASETS)
 	@for split in train val; do \
-	  [ -f datasets/digits/$$split.beton ] || $(BIN)/python writers/write_imagenet.py \
-	    --cfg.dataset=imagenet --cfg.split=$$split --cfg.data_dir=datasets/digits/$$split \
-	    --cfg.write_path=datasets/digits/$$split.beton --cfg.write_mode=jpg || exit $$?; \
+	  [ -f $(DATASETS)/$$split.beton ] || $(BIN)/python writers/write_imagenet.py \
+	    --cfg.dataset=imagenet --cfg.split=$$split --cfg.data_dir=$(DATASETS)/$$split \
+	    --cfg.write_path=$(DATASETS)/$$split.beton --cfg.write_mode=jpg || exit $$?; \
 	done
-	$(BIN)/torchrun --nproc_per_node=2 train_imagenet.py --config rcp/digits.yaml \
-	  --data.train_dataset=datasets/digits/train.beton --data.val_dataset=datasets/digits/val.beton \
-	  --logging.folder=runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 train_imagenet.py --config rcp/digits.yaml \
+	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
+	  --logging.folder=$(RUN)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -1,0 +1,121 @@
+"""The README is true: its commands run, its links resolve, its settings are the code's."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffcv_r50 import config, settings
+from writers.config import Config as WriterConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+# A block right after this comment cannot run here; what can be checked of its commands is.
+MARK = "<!-- needs ImageNet and GPUs -->\n\n"
+ELSEWHERE = "<!-- needs conda -->\n\n"
+
+
+def commands(text: str) -> list[str]:
+    """The commands of all bash blocks, one a line."""
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+# Each with what makes it short enough for a test.
+RUN = {
+    "make demo": ["DATASETS={tmp}/digits", "RUN={tmp}/run"],
+    "make test": [],  # this very run
+    "python -m ffcv_r50.recipe rcp/rn50_88ep.yaml --world-size 8": [],
+    "python -m benchmarks.train_step": ["--steps=1", "--rounds=1", "--json={tmp}/step.json"],
+}
+
+
+def test_every_command_is_run_here_or_marked() -> None:
+    marked = [c for block in README.split(MARK)[1:] for c in commands(block.split("\n## ")[0])]
+    elsewhere = [c for block in README.split(ELSEWHERE)[1:] for c in commands(block)[:1]]
+    assert set(commands(README)) == {*RUN, *marked, *elsewhere}
+
+
+def test_the_imagenet_commands_have_flags_that_exist() -> None:
+    checked = 0
+    for command in commands(README):
+        words = command.split()
+        if "train_imagenet.py" in words:
+            arguments = words[words.index("train_imagenet.py") + 1 :]
+            config.load([argument.replace("rcp/", f"{ROOT}/rcp/") for argument in arguments])
+            checked += 1
+        elif "writers/write_imagenet.py" in words:
+            settings.read(WriterConfig, words[2:])
+            checked += 1
+    assert checked == 4
+
+
+def run(command: str, tmp_path: Path, timeout: float) -> str:
+    more = [word.format(tmp=tmp_path) for word in RUN[command]]
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        [*command.split(), *more],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_recipe_is_printed(tmp_path: Path) -> None:
+    output = run("python -m ffcv_r50.recipe rcp/rn50_88ep.yaml --world-size 8", tmp_path, 120)
+    assert "4,096 images = 8 processes x 1 micro-batch x 512 images" in output
+
+
+def test_the_step_benchmark(tmp_path: Path) -> None:
+    output = run("python -m benchmarks.train_step", tmp_path, 280)
+    row = json.loads((tmp_path / "step.json").read_text())
+    rates = [row[f"{kind}_images_per_second"] for kind in ("step", "loader", "both")]
+    assert all(rate > 0 for rate in rates)
+    assert row["ratio"] == pytest.approx(rates[2] / min(rates[:2]))
+    assert row["bottleneck"] in ("step", "loader")
+    assert f"the {row['bottleneck']} is the bottleneck" in output
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_ends_in_its_top_1(tmp_path: Path) -> None:
+    output = run("make demo", tmp_path, 800)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["top_1"] >= 97
+    assert f"finished: top-1 {rows[-1]['top_1']:.2f} %" in output
+    assert "on all 359 validation images (32 px, flip averaged)" in output
+    again = run("make demo", tmp_path, 120)
+    assert "wrote" not in again, "the second time everything is there"
+    assert "epoch" not in again.partition("finished")[0].replace("epochs", "")
+
+
+def test_links_resolve() -> None:
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
+
+
+def test_files_named_in_it_exist() -> None:
+    for name in re.findall(r"`((?:rcp|writers|benchmarks|slurm|docs)/[\w./]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_settings_are_the_codes() -> None:
+    table = README.split("<!-- settings -->\n")[1].split("<!-- end of settings -->")[0]
+    assert table.strip() == settings.reference(config.Config).strip(), (
+        "put the output of `python -m ffcv_r50.config` between the two comments"
+    )
