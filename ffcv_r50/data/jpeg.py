@@ -24,7 +24,6 @@ libjpeg-turbo is told how large the buffer is that it writes to.
 
 import contextlib
 import ctypes
-import ctypes.util
 import functools
 import sys
 from typing import Any
@@ -67,9 +66,9 @@ def library() -> ctypes.CDLL:
     Raises:
         UserError: it is not installed.
     """
-    names = [f"{sys.prefix}/lib/libturbojpeg.{end}" for end in ("so.0", "so", "dylib")]
-    names += [ctypes.util.find_library("turbojpeg") or "", "libturbojpeg.so.0", "libturbojpeg.so"]
-    for name in filter(None, names):
+    files = ("libturbojpeg.so.0", "libturbojpeg.so", "libturbojpeg.dylib")
+    folders = (f"{sys.prefix}/lib/", "", "/opt/homebrew/lib/")  # conda, system, Homebrew
+    for name in (folder + file for folder in folders for file in files):
         with contextlib.suppress(OSError, AttributeError):
             found = ctypes.CDLL(name)
             found.tjInitDecompress.restype = ctypes.c_void_p

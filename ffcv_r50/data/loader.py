@@ -349,7 +349,8 @@ class TrainLoader(_Loader):
         crop_ratio: width over height that it may have, likewise.
         flip: probability of mirroring.
         order: ``random``, or ``quasi_random`` for datasets larger than memory.
-        scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop is that much larger than the output.
+        scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop is that much larger than the output,
+            see :func:`ffcv_r50.data.decode.scaling`.
         bad_images: ``error``, or ``gray`` to count, log and replace samples that cannot be decoded.
         pin_memory: page-locked batches, for asynchronous copies to a CUDA device.
 
@@ -413,7 +414,7 @@ class TrainLoader(_Loader):
             (float(crop_ratio[0]), float(crop_ratio[1])),
             float(flip),
             1.0,
-            scaled_decode,
+            bool(scaled_decode),
         )
 
     def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Epoch:

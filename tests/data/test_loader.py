@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ffcv_r50.data import beton, compiled, jpeg, loader
+from ffcv_r50.data import beton, compiled, decode, jpeg, loader
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.crops import center_crop, random_crop, random_flip
 from ffcv_r50.data.loader import Batch, Epoch, EvalLoader, TrainLoader
@@ -109,7 +109,7 @@ def test_evaluation_samples_are_pillows_center_crops(small_dataset: Beton) -> No
 def test_how_far_scaled_decoding_is_from_full(
     tmp_path: Path, make_image: Make, encode: Make, write_beton: Make
 ) -> None:
-    """1.4 of 255 on average on these; on 100 ImageNet photos see the README."""
+    """On photos see ``scaling``. Where no crop is twice the output there is no difference."""
     samples = [encode(make_image(200, 240, seed), interval=3) for seed in range(8)]
     dataset = write_beton(tmp_path / "d.beton", samples)
     images = {}
@@ -275,6 +275,14 @@ def test_a_bad_image_can_be_gray(damaged: Beton, caplog: pytest.LogCaptureFixtur
     assert all(len(set(image)) > 10 for image in got.values())
     assert epoch.bad_images == 1
     assert "damaged.beton: sample 7" in caplog.text
+
+
+def test_an_image_too_large_is_a_bad_image(
+    small_dataset: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "LARGEST", 90 * 90)
+    with pytest.raises(UserError, match=r"sample \d+ .*more pixels than the loader takes"):
+        copies(EvalLoader(small_dataset, batch_size=4, resolution=32, crop_ratio=1.0).epoch())
 
 
 def test_any_error_of_a_thread_arrives_within_a_second(
