@@ -38,6 +38,8 @@ def run(config: Config) -> int:
     """
     with StopSignal() as stop, distributed.world(config.dist.timeout_seconds) as world:
         console = Console(world.is_main)
+        for line in distributed.describe(world):
+            console.say(line)
         for notice in config.notices:
             console.say(f"note: {notice}")
         if config.training.eval_only:
@@ -166,7 +168,8 @@ class Run:
         console.say(
             f"{config.training.epochs} epochs of {self.steps:,} steps; batch "
             f"{config.training.batch_size:,} = {self.world.size} {self.world.device.type} processes "
-            f"x {self.plan.micro_batches} micro-batches x {self.plan.micro_batch_size} images"
+            f"x {self.plan.micro_batches} micro-batches x {self.plan.micro_batch_size} images; "
+            f"batch-norm over {config.norm_batch_size}"
         )
         if progress.epoch or progress.step:
             console.say(
