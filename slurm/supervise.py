@@ -12,7 +12,7 @@ it ends, then by its exit code and by what the run recorded in RUN_FOLDER/status
 - processes or machines lost: requeued too, as long as the run comes further between two losses;
 - anything else (a bug, bad input): exit with the code; trying again would not help.
 
-Outside of SLURM nothing is requeued; the exit code is 75 where the same command would continue.
+The exit code is 75 where the job was requeued, or would go on with the same command.
 """
 
 import json
@@ -20,7 +20,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple
@@ -29,8 +28,6 @@ STOPPED_AS_ASKED = 75
 LOST = "has not been heard of"
 """What the watch over the ranks writes of one that died or whose machine is gone."""
 RESTARTS_WITHOUT_PROGRESS = 3
-KILL_SECONDS = 600
-"""How long SLURM may take to end a job that it was told to requeue."""
 
 End = Literal["finished", "stopped", "lost", "failed"]
 
@@ -117,8 +114,6 @@ def main(argv: list[str]) -> int:
     if subprocess.call(["scontrol", "requeue", job]):
         _say(f"error: job {job} could not be requeued; the same command continues the run")
         return STOPPED_AS_ASKED
-    # SLURM ends this job now. Whoever waits for this process must not take that for its result.
-    time.sleep(KILL_SECONDS)
     return STOPPED_AS_ASKED
 
 
