@@ -155,6 +155,8 @@ def test_killed_and_continued_equals_never_stopping(
     code, output = run_until(command, "epoch 2/3", signal.SIGKILL)
     assert code == -signal.SIGKILL, output
     assert not (tmp_path / "weights.pt").exists()
+    with open(tmp_path / "log.jsonl", "a") as file:  # as if killed between the row and the state
+        file.write(json.dumps({"epoch": 2, "top_1": 0}) + "\n")
     result = launch(dataset.arguments(tmp_path))
     assert result.codes == [0], result.output
     assert "continuing after epoch" in result.output
