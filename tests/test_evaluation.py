@@ -47,8 +47,9 @@ def network(classes: int) -> nn.Sequential:
 @pytest.mark.parametrize("classes", [3, 8])
 def test_metrics_are_those_of_a_plain_loop(classes: int, tta: str) -> None:
     model = network(classes)
-    weight = model[2].weight.detach().double().numpy()
-    bias = model[2].bias.detach().double().numpy()
+    linear = model[2]
+    assert isinstance(linear, nn.Linear)
+    weight, bias = (p.detach().double().numpy() for p in (linear.weight, linear.bias))
     loss = top_1 = top_5 = 0.0
     for batch in batches(classes):
         for image, label in zip(batch.images.numpy(), batch.labels.numpy(), strict=True):
