@@ -8,7 +8,8 @@ COMMAND starts all processes (``srun python train_imagenet.py ...``, or ``srun t
 it ends, then by its exit code and by what the run recorded in RUN_FOLDER/status.json:
 
 - finished: exit 0;
-- stopped as asked (preemption, time limit): the job is requeued and continues by itself;
+- stopped as asked (preemption, time limit): the job is requeued and continues by itself, unless
+  somebody cancelled it;
 - processes or machines lost: requeued too, as long as the run comes further between two losses;
 - anything else (a bug, bad input): exit with the code; trying again would not help.
 
@@ -110,11 +111,22 @@ def main(argv: list[str]) -> int:
     if job is None:
         _say(f"{reason}; the same command continues")
         return STOPPED_AS_ASKED
-    _say(f"{reason}; requeueing job {job}")
-    if subprocess.call(["scontrol", "requeue", job]):
-        _say(f"error: job {job} could not be requeued; the same command continues the run")
-        return STOPPED_AS_ASKED
+    if _state(job) not in ("RUNNING", ""):
+        _say(f"{reason}; job {job} was cancelled, or SLURM requeues it by itself")
+    elif subprocess.call(["scontrol", "requeue", job]):
+        _say(f"error: {reason}; job {job} could not be requeued; the same command continues")
+    else:
+        _say(f"{reason}; job {job} is requeued")
     return STOPPED_AS_ASKED
+
+
+def _state(job: str) -> str:
+    """What SLURM says that the job is doing; empty where it says nothing.
+
+    While a job that somebody cancelled ends, ``scontrol requeue`` would bring it back to life.
+    """
+    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
 
 
 def _pass_on(process: "subprocess.Popen[bytes]") -> None:

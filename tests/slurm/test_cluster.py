@@ -161,7 +161,7 @@ def test_preempted_by_a_higher_priority(
     cluster.wait(job, log)
     text = log.read_text()
     assert "stopped by SIGUSR2; the state is saved" in text
-    assert f"requeueing job {job}" in text
+    assert f"job {job} is requeued" in text
     assert starts(tmp_path / "run") == 2
     check_same(tmp_path / "run", undisturbed)
     assert cluster.ranks() == []
@@ -174,7 +174,7 @@ def test_a_killed_rank_under_srun(
     until(reached(log, "epoch 1/4"), "the first epoch")
     os.kill(cluster.ranks()[1], 9)
     cluster.wait(job, log)
-    assert f"requeueing job {job}" in log.read_text()
+    assert f"job {job} is requeued" in log.read_text()
     assert starts(tmp_path / "run") == 2
     check_same(tmp_path / "run", undisturbed)
     assert cluster.ranks() == []
@@ -193,6 +193,18 @@ def test_a_signal_at_one_rank_under_torchrun(
     assert cluster.ranks() == []
 
 
+def test_a_cancelled_job_ends_and_stays_so(
+    cluster: Cluster, dataset: Dataset, tmp_path: Path
+) -> None:
+    job, log = cluster.submit(dataset, tmp_path / "run")
+    until(reached(log, "epoch 1/4"), "the first epoch")
+    cluster.call("scancel", job)
+    cluster.wait(job, log, "CANCELLED")
+    until(lambda: not cluster.ranks(), "the end of its processes")
+    until(reached(log, "was cancelled"), "the supervisor's word")
+    assert starts(tmp_path / "run") == 1
+
+
 def test_bad_input_fails_once_and_nothing_lingers(
     cluster: Cluster, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -206,5 +218,5 @@ def test_bad_input_fails_once_and_nothing_lingers(
     cluster.wait(printed.strip(), log, "FAILED")
     text = log.read_text()
     assert text.count("error: /nowhere.beton") == 1, text
-    assert "requeueing" not in text
+    assert "requeued" not in text
     assert cluster.ranks() == []

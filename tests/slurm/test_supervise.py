@@ -53,6 +53,12 @@ class Job:
         scontrol = folder / "scontrol"
         scontrol.write_text(f'#!/bin/sh\necho "$@" >>{self.requeued}\n')
         scontrol.chmod(0o755)
+        self.state("RUNNING")
+
+    def state(self, state: str) -> None:
+        squeue = self.folder / "squeue"
+        squeue.write_text(f"#!/bin/sh\necho {state}\n")
+        squeue.chmod(0o755)
 
     def start(self, script: str, **environment: str) -> "subprocess.Popen[str]":
         program = [sys.executable, str(REPOSITORY / "slurm" / "supervise.py"), str(self.folder)]
@@ -91,7 +97,16 @@ def test_a_stopped_run_is_requeued_once(job: Job) -> None:
     code, error = job.run(recording(STOPPED, "raise SystemExit(75)"))
     assert code == 75
     assert job.requeued.read_text() == "requeue 4711\n"
-    assert "stopped as asked; requeueing job 4711" in error
+    assert "stopped as asked; job 4711 is requeued" in error
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PENDING"])
+def test_a_cancelled_job_stays_cancelled(job: Job, state: str) -> None:
+    job.state(state)
+    code, error = job.run(recording(STOPPED, "raise SystemExit(75)"))
+    assert code == 75
+    assert "was cancelled, or SLURM requeues it by itself" in error
+    assert not job.requeued.exists()
 
 
 def test_a_bug_fails_once_with_its_reason(job: Job) -> None:
