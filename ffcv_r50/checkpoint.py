@@ -5,6 +5,7 @@ checked before anything is believed. It holds tensors and plain Python values on
 ``weights_only=True``: loading one executes nothing.
 """
 
+import contextlib
 import os
 import shutil
 import threading
@@ -12,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -22,6 +23,7 @@ from ffcv_r50.files import atomic_write
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
 BEST = "best.pt"
+DAMAGED = "damaged.pt"
 
 
 class DamagedCheckpoint(Exception):
@@ -44,17 +46,39 @@ def write(folder: Path, state: dict[str, Any], *, copies: Sequence[str] = ()) ->
     """
     last = folder / LAST
     with atomic_write(last) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's way to say that the disk is full
-            raise OSError(str(error).partition("\n")[0]) from error
+        _torch_save(state, file)
         file.flush()
         os.fsync(file.fileno())
+        # Before the state itself: it says that they are there, so a kill must not come between.
+        for name in copies:
+            file.seek(0)
+            with atomic_write(folder / name) as copy:
+                shutil.copyfileobj(file, copy)
         if last.exists():
             os.replace(last, folder / PREVIOUS)
-    for name in copies:
-        with atomic_write(folder / name) as file, open(last, "rb") as source:
-            shutil.copyfileobj(source, file)
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write a plain state dict.
+
+    Raises:
+        RunFault: the disk is full or the folder not writable.
+    """
+    try:
+        with atomic_write(path) as file:
+            _torch_save(weights, file)
+    except OSError as error:
+        raise RunFault(
+            f"{path}: cannot be written ({error.strerror or error}); make room there, the same "
+            "command writes it"
+        ) from error
+
+
+def _torch_save(content: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # torch's way to say that the disk is full
+        raise OSError(str(error).partition("\n")[0]) from error
 
 
 class Saver:
@@ -74,7 +98,7 @@ class Saver:
         self._give_up_seconds = give_up_seconds
         self._warn = warn
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._failing_since: float | None = None
         self._host = _HostCopy()
 
@@ -91,33 +115,40 @@ class Saver:
             try:
                 self._host.wait()
                 write(self._folder, copied, copies=copies)
-            except OSError as error:
+            except Exception as error:  # whatever it is, finish() raises it where it is seen
                 self._error = error
 
         self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Wait until what was given to :meth:`save` is written, or has failed.
+
+        Returns:
+            Whether it is written.
 
         Raises:
             RunFault: nothing could be written for too long.
         """
         if self._thread is None:
-            return
+            return True
         self._thread.join()
         self._thread = None
         error, self._error = self._error, None
         if error is None:
             self._failing_since = None
-            return
+            return True
+        if not isinstance(error, OSError):
+            raise error
         now = time.monotonic()
-        self._failing_since = self._failing_since or now
+        if self._failing_since is None:
+            self._failing_since = now
         what = f"{self._folder}: the checkpoint could not be written ({error.strerror or error})"
         failing = now - self._failing_since
         if failing >= self._give_up_seconds:
             raise RunFault(f"{what}, nor could any for {failing / 60:.0f} minutes; make room there")
         self._warn(f"{what}; make room there. Training goes on")
+        return False
 
 
 class _HostCopy:
@@ -181,6 +212,8 @@ def load(path: Path) -> dict[str, Any]:
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest whole checkpoint of a run folder.
 
+    A damaged one is put aside as :data:`DAMAGED`, lest the next save keep it as the one before.
+
     Returns:
         The state, or None where there is none to continue from; and a warning for each damaged
         file that was passed over.
@@ -191,7 +224,11 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     warnings: list[str] = []
     for name in (LAST, PREVIOUS):
         try:
-            return load(folder / name), warnings
+            state = load(folder / name)
+            if name == PREVIOUS and warnings:
+                with contextlib.suppress(OSError):
+                    os.replace(folder / LAST, folder / DAMAGED)
+            return state, warnings
         except FileNotFoundError:
             continue
         except DamagedCheckpoint as error:

@@ -24,6 +24,7 @@ class StopSignal:
 
     asked: signal.Signals | None = None
     """The first signal that came; None while none did."""
+    _interrupted = False
 
     def __enter__(self) -> "StopSignal":
         self._process = os.getpid()
@@ -44,8 +45,10 @@ class StopSignal:
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked child: it inherits the handler, and schedulers signal every process
-        if number == signal.SIGINT and self.asked == signal.SIGINT:
-            os._exit(128 + signal.SIGINT)
+        if number == signal.SIGINT:
+            if self._interrupted:
+                os._exit(128 + signal.SIGINT)
+            self._interrupted = True
         self.asked = self.asked or signal.Signals(number)
 
 

@@ -10,6 +10,7 @@
     weights.pt          the finished network: a plain state dict with torchvision's names
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -31,10 +32,10 @@ from ffcv_r50.config import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
 
-# What may differ between two starts of one run: where things lie and how fast they are read.
 STATUS = "status.json"
 LOCK_SECONDS = 5.0
 
+# What may differ between two starts of one run: where things lie and how fast they are read.
 FREE = (
     "data.train_dataset",
     "data.val_dataset",
@@ -113,16 +114,31 @@ class RunFolder:
     def begin(self, config: Config, world_size: int) -> list[str]:
         """Write the configuration and append this start to the environment file.
 
+        What killed processes left half-written is removed.
+
         Returns:
             What differs from the saved configuration, as ``resume.allow`` permits.
 
         Raises:
-            UserError: something else differs; names it.
+            UserError: something else differs; names it. Or the folder cannot be written.
         """
         saved = self.path / "config.yaml"
-        differing = self._differing(saved.read_text(), config) if saved.exists() else []
-        with atomic_write(saved) as file:
-            file.write(config.to_yaml().encode())
+        changes = differing(str(self.path), saved.read_text(), config) if saved.exists() else []
+        try:
+            for folder in (self.path, self.checkpoints):
+                for half in folder.glob(".*.tmp"):
+                    half.unlink()
+            with atomic_write(saved) as file:
+                file.write(config.to_yaml().encode())
+            self._append_start(world_size)
+        except OSError as error:
+            raise UserError(
+                f"logging.folder={self.path}: cannot be written ({error.strerror}); make room "
+                "there, or choose another"
+            ) from error
+        return changes
+
+    def _append_start(self, world_size: int) -> None:
         environment = self.path / "environment.json"
         starts = json.loads(environment.read_text()) if environment.exists() else []
         starts.append(
@@ -137,23 +153,6 @@ class RunFolder:
         )
         with atomic_write(environment) as file:
             file.write(json.dumps(starts, indent=1).encode())
-        return differing
-
-    def _differing(self, saved: str, config: Config) -> list[str]:
-        before, now = (_flat(yaml.safe_load(text)) for text in (saved, config.to_yaml()))
-        allowed = (*FREE, *filter(None, config.resume.allow.split(",")))
-        differing = {
-            key: f"{key} ({before.get(key)} -> {now.get(key)})"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(FREE)
-        }
-        if refused := [text for key, text in differing.items() if key not in allowed]:
-            raise UserError(
-                f"{self.path}: holds a run with other settings: {', '.join(refused)}; give the same "
-                "settings to continue it, name in --resume.allow what may differ, or choose another "
-                "logging.folder"
-            )
-        return list(differing.values())
 
     def set_status(self, state: str, code: int | None = None, reason: str = "") -> None:
         """Record what the run is doing, for schedulers and people: torchrun hides exit codes.
@@ -164,8 +163,9 @@ class RunFolder:
             code: the exit code, once there is one.
             reason: one line.
         """
-        with atomic_write(self.path / STATUS) as file:
-            row = {"state": state, "exit_code": code, "reason": reason, "time": _now()}
+        row = {"state": state, "exit_code": code, "reason": reason, "time": _now()}
+        # A full disk must neither hide why a run ends nor change its exit code.
+        with contextlib.suppress(OSError), atomic_write(self.path / STATUS) as file:
             file.write((json.dumps(row) + "\n").encode())
 
     def status(self) -> dict[str, Any]:
@@ -177,13 +177,42 @@ class RunFolder:
         return status
 
     def put_aside(self) -> None:
-        """Keep an earlier state and log under names that nothing continues from."""
-        if any(self.checkpoints.iterdir()):
-            suffix = time.strftime("before-%Y%m%d-%H%M%S")
-            self.checkpoints.rename(self.path / f"checkpoints.{suffix}")
-            self.checkpoints.mkdir()
-            if self.log.exists():
-                self.log.rename(self.path / f"log.{suffix}.jsonl")
+        """Keep an earlier run's state, log and settings in a folder that nothing continues from."""
+        if not any(self.checkpoints.iterdir()):
+            return
+        aside = self.path / time.strftime("before-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for path in (self.checkpoints, self.log, self.path / "config.yaml", self.weights):
+            if path.exists():
+                path.rename(aside / path.name)
+        self.checkpoints.mkdir()
+
+
+def differing(where: str, saved: str, config: Config) -> list[str]:
+    """What differs from a saved configuration, as ``resume.allow`` permits.
+
+    Args:
+        where: the saved run, for the message.
+        saved: its configuration as YAML.
+        config: of this start.
+
+    Raises:
+        UserError: something else differs; names it.
+    """
+    before, now = (_flat(yaml.safe_load(text)) for text in (saved, config.to_yaml()))
+    allowed = config.resume.allow.split(",")
+    changes = {
+        key: f"{key} ({before.get(key)} -> {now.get(key)})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(FREE)
+    }
+    if refused := [text for key, text in changes.items() if key not in allowed]:
+        raise UserError(
+            f"{where}: holds a run with other settings: {', '.join(refused)}; give the same "
+            "settings to continue it, name in --resume.allow what may differ, or choose another "
+            "logging.folder"
+        )
+    return list(changes.values())
 
 
 def _now() -> str:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from ffcv_r50 import checkpoint, distributed, recipe, run_folder
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
@@ -16,7 +14,6 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import EvalLoader, TrainLoader
 from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED, Stopped, UserError
 from ffcv_r50.evaluation import Metrics, evaluate
-from ffcv_r50.files import atomic_write
 from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import Console, duration
@@ -51,10 +48,10 @@ def run(config: Config) -> int:
             return STOPPED_AS_ASKED
         try:
             return this.train()
-        except Stopped:
+        except Stopped as stopped:
             console.say(
-                f"stopped by {stop.asked.name if stop.asked else 'another rank'}; the state is "
-                "saved, the same command continues"
+                f"stopped by {stop.asked.name if stop.asked else 'another rank'}; {stopped}, the "
+                "same command continues"
             )
             if folder:
                 folder.set_status("stopped", STOPPED_AS_ASKED)
@@ -76,8 +73,10 @@ class Progress:
     """Epochs that are trained and evaluated."""
     step: int = 0
     """Steps of the current epoch that are done; all of them where only its evaluation is left."""
+    skipped: int = 0
+    """Of those steps, how many a rollback left out."""
     loss_sum: float = 0.0
-    """Of those steps."""
+    """Of those steps that were not left out."""
     train_seconds: float = 0.0
     """Spent on them."""
     wait_seconds: float = 0.0
@@ -146,6 +145,7 @@ class Run:
             )
         self.steps = self.train_loader.steps_per_epoch
         self.progress = Progress()
+        self._unlogged: list[dict[str, Any]] = []
         with distributed.agreed_errors():
             self.folder = run_folder.RunFolder(config.logging.folder) if world.is_main else None
         if self.folder:
@@ -251,19 +251,20 @@ class Run:
         began = time.perf_counter()
         metrics = self._evaluate()
         eval_seconds = time.perf_counter() - began
-        # The row goes first: a continuing run drops rows that no checkpoint covers, so each epoch
-        # is in the log once.
+        trained = self.steps - progress.skipped
         row = {
             "epoch": epoch,
             "step": (epoch + 1) * self.steps,
             "lr": recipe.learning_rate(config, epoch, self.steps - 1, self.steps),
             "resolution": recipe.resolution(config, epoch),
-            "train_loss": progress.loss_sum / self.steps,
+            "train_loss": _ratio(progress.loss_sum, trained),
             "val_loss": metrics.loss,
             "top_1": metrics.top_1,
             "top_5": metrics.top_5,
-            "images_per_second": self.steps * config.training.batch_size / progress.train_seconds,
-            "data_wait_fraction": progress.wait_seconds / progress.train_seconds,
+            "images_per_second": _ratio(
+                trained * config.training.batch_size, progress.train_seconds
+            ),
+            "data_wait_fraction": _ratio(progress.wait_seconds, progress.train_seconds),
             "epoch_seconds": progress.train_seconds,
             "eval_seconds": eval_seconds,
         }
@@ -281,10 +282,12 @@ class Run:
             copies.append(checkpoint.BEST)
         if config.checkpoint.keep_every and (epoch + 1) % config.checkpoint.keep_every == 0:
             copies.append(f"epoch_{epoch + 1}.pt")
-        progress.epoch, progress.step = epoch + 1, 0
+        progress.epoch, progress.step, progress.skipped = epoch + 1, 0, 0
         progress.loss_sum = progress.train_seconds = progress.wait_seconds = 0.0
         if self.folder:
-            jsonl.append(self.folder.log, row)
+            # The row goes first: a continuing run drops rows that no checkpoint covers, so each
+            # epoch is in the log once.
+            self._log(row)
             self._save(copies)
 
     def _evaluate(self) -> Metrics:
@@ -331,17 +334,32 @@ class Run:
             copies=copies or [],
         )
 
+    def _log(self, row: dict[str, Any]) -> None:
+        """Append to the log; what cannot be written now is written before the next row."""
+        assert self.folder is not None
+        self._unlogged.append(row)
+        try:
+            while self._unlogged:
+                jsonl.append(self.folder.log, self._unlogged[0])
+                del self._unlogged[0]
+        except OSError as error:
+            self.console.warn(
+                f"{self.folder.log}: cannot be written ({error.strerror}); make room there. "
+                "Training goes on"
+            )
+
     def _save_and_stop(self) -> None:
         """Save, and leave together once the state is on the disk.
 
         Raises:
             Stopped: always.
         """
+        saved = True
         if self.folder:
             self._save()
-            self.saver.finish()
+            saved = self.saver.finish()
         distributed.from_main(True if self.world.is_main else None)
-        raise Stopped
+        raise Stopped("the state is saved" if saved else "its newest state could not be saved")
 
     def _continue(self) -> None:
         """Take over the state that the folder, or ``resume.source``, holds."""
@@ -357,6 +375,7 @@ class Run:
                     self.console.warn(warning)
                 if found is None and config.resume.source not in ("auto", "none"):
                     found = checkpoint.load_state(Path(config.resume.source))
+                    run_folder.differing(config.resume.source, found["config"], config)
                 self.folder.set_status("running")
         state = distributed.from_main((found or {}) if self.world.is_main else None)
         if state:
@@ -365,18 +384,24 @@ class Run:
             jsonl.rewind(self.folder.log, self.progress.epoch)
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.learner.load_state_dict(state["learner"])
-        self.progress = Progress(**state["progress"])
+        try:
+            self.learner.load_state_dict(state["learner"])
+        except (RuntimeError, ValueError) as error:  # where resume.allow lets the network differ
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the saved state does not fit this network: {reason}") from error
+        self.progress = progress = Progress(**state["progress"])
         # Where resume.allow lets the batch differ, the epoch goes on after the same samples.
-        self.progress.step = (
-            self.progress.step * state["batch_size"] // self.config.training.batch_size
-        )
+        ratio = state["batch_size"] / self.config.training.batch_size
+        progress.step = int(progress.step * ratio)
+        progress.skipped = int(progress.skipped * ratio)
+        progress.loss_sum *= ratio
 
     def _roll_back(self, error: NotFinite) -> None:
         """Go back to the newest checkpoint and go on behind the step that was not finite.
 
         Raises:
-            NotFinite: ``error``, where that is not allowed (any more) or there is no checkpoint.
+            NotFinite: ``error``, where that is not allowed (any more) or no checkpoint of the
+                same epoch is left.
         """
         rollbacks = self.progress.rollbacks + 1
         if rollbacks > self.config.training.rollbacks:
@@ -386,17 +411,15 @@ class Run:
             self.saver.finish()
             state = checkpoint.newest(self.folder.checkpoints)[0] or {}
         state = distributed.from_main(state if self.world.is_main else None)
-        if not state:
+        epoch, step = divmod(error.step, self.steps)
+        if not state or state["progress"]["epoch"] != epoch:
             raise error
         self._load(state)
         progress = self.progress
-        back = progress.epoch * self.steps + progress.step
+        back = epoch * self.steps + progress.step
         progress.rollbacks = rollbacks
-        if (error.step + 1) // self.steps > progress.epoch:
-            # The epoch's last step: what is left of it is its evaluation.
-            progress.step = self.steps
-        else:
-            progress.step = (error.step + 1) % self.steps
+        progress.skipped += step + 1 - progress.step
+        progress.step = step + 1
         self.console.warn(
             f"{str(error).partition(';')[0]}: going back to the state before step {back} and skipping "
             f"steps {back} to {error.step} (rollback {rollbacks} of {self.config.training.rollbacks})"
@@ -406,9 +429,8 @@ class Run:
         """The finished network, under torchvision's names, and the last line."""
         if self.folder:
             self.saver.finish()
-            with atomic_write(self.folder.weights) as file:
-                torch.save(self.learner.network.state_dict(), file)
-            last = jsonl.read(self.folder.log)[-1]
+            checkpoint.write_weights(self.folder.weights, self.learner.network.state_dict())
+            last = (self._unlogged or jsonl.read(self.folder.log))[-1]
             self.console.say(
                 f"finished: top-1 {last['top_1']:.2f} %, top-5 {last['top_5']:.2f} % on all "
                 f"{self.val_set.num_samples:,} validation images ({_how(self.config)}); best epoch "
@@ -503,6 +525,11 @@ class _Saves:
             return False
         self._last = now
         return True
+
+
+def _ratio(a: float, b: float) -> float:
+    """a / b; not a number for an epoch of which a rollback left out every step."""
+    return a / b if b else float("nan")
 
 
 def _restarted() -> bool:

@@ -1,5 +1,6 @@
 """The log of a run: one JSON object a line, each epoch once."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,11 +10,21 @@ from ffcv_r50.files import atomic_write
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one row, durably."""
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add one row, durably.
+
+    Raises:
+        OSError: the row cannot be written; no part of it is left.
+    """
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read(path: Path) -> list[dict[str, Any]]:
