@@ -415,7 +415,7 @@ def _chart(rows: list[dict[str, Any]], path: Path) -> None:
         axes.bar(x, speed, width, yerr=spread, label=name, capsize=2)
     axes.set_xticks(range(len(resolutions)), [f"{r} px" for r in resolutions])
     axes.set_ylabel(f"images per second, {rows[0]['workers']} cores")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     figure.savefig(path, dpi=150)
 
 
