@@ -178,7 +178,7 @@ def command(
         launch = [sys.executable, *start, f"--nproc_per_node={options.gpus_per_node}"]
     else:
         # A process that ends tells the others itself; --wait is for what cannot be told any more.
-        ends = ["--kill-on-bad-exit=0", "--wait=120"]
+        ends = ["--kill-on-bad-exit=0", "--wait=60"]
         launch = ["srun", *ends, sys.executable, "-u"]
     return [sys.executable, str(code / "slurm" / "supervise.py"), str(folder), *launch, *training]
 

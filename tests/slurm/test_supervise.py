@@ -1,10 +1,13 @@
 """What becomes of a job when its processes end: done, requeued or failed, with a faked scheduler."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +63,28 @@ class Job:
         squeue.write_text(f"#!/bin/sh\necho {state}\n")
         squeue.chmod(0o755)
 
-    def start(self, script: str, **environment: str) -> "subprocess.Popen[str]":
+    @contextlib.contextmanager
+    def start(self, script: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
         program = [sys.executable, str(REPOSITORY / "slurm" / "supervise.py"), str(self.folder)]
         path = f"{self.folder}:{os.environ['PATH']}"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*program, sys.executable, "-u", "-c", script],
             env={"PATH": path, "SLURM_JOB_ID": "4711"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
+            start_new_session=True,
         )
+        with process:
+            deadline = threading.Timer(30, os.killpg, (process.pid, signal.SIGKILL))
+            deadline.start()
+            try:
+                yield process
+            finally:
+                deadline.cancel()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, script: str, **environment: str) -> tuple[int, str]:
         with self.start(script, **environment) as process:
