@@ -42,6 +42,9 @@ class Data:
     num_workers: Annotated[int, Range(at_least=0)] = 0
     """Decoding threads of each process; 0 takes the cores it may use, shared with the other
     processes of the machine. Has no effect on results."""
+    stage_dir: str = ""
+    """A folder on each node's own disk that the two files are copied to before training, once per
+    node; a copy that is still whole is used again. Empty reads them where they are."""
     order: Literal["random", "quasi_random"] = "random"
     """`random` shuffles all samples each epoch; `quasi_random` shuffles so that each page of the
     file is read about once, for datasets larger than memory."""

@@ -40,6 +40,7 @@ FREE = (
     "data.train_dataset",
     "data.val_dataset",
     "data.num_workers",
+    "data.stage_dir",
     "logging.",
     "dist.",
     "checkpoint.",

@@ -7,6 +7,7 @@ ends all of them.
 """
 
 import fcntl
+import functools
 import json
 import shutil
 import socket
@@ -32,7 +33,9 @@ POLL_SECONDS = 1.0
 
 
 def stage(
-    files: Sequence[str], folder: str, say: Callable[[str], None] = lambda line: None
+    files: Sequence[str],
+    folder: str,
+    say: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Copy ``files`` (and the JSON files beside them) to ``folder`` once per node.
 
@@ -42,7 +45,8 @@ def stage(
     Args:
         files: ``.beton`` files.
         folder: on the node's own disk; made if it is not there.
-        say: is given lines of progress, in another thread.
+        say: is given lines of progress, in another thread, on the rank that copies;
+            they are printed where it is None.
 
     Returns:
         Where the copies are, in the order of ``files``.
@@ -50,6 +54,7 @@ def stage(
     Raises:
         UserError: a file cannot be read, or there is no room; the same on every rank.
     """
+    say = say or functools.partial(print, flush=True)
     copies: list[str] = []
     failed: list[BaseException] = []
 

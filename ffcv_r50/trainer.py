@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ffcv_r50 import checkpoint, distributed, recipe, run_folder
+from ffcv_r50 import checkpoint, distributed, recipe, run_folder, staging
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
@@ -116,8 +116,11 @@ class Run:
         self.began = time.monotonic()
         with distributed.agreed_errors():
             self.plan = recipe.plan(config, world.size)
-            self.train_set = Beton(config.data.train_dataset)
-            self.val_set = Beton(config.data.val_dataset)
+        files = [config.data.train_dataset, config.data.val_dataset]
+        if config.data.stage_dir:
+            files = staging.stage(files, config.data.stage_dir)
+        with distributed.agreed_errors():
+            self.train_set, self.val_set = (Beton(file) for file in files)
             _check_classes(self.train_set, self.val_set)
             self.train_loader = TrainLoader(
                 self.train_set,

@@ -13,6 +13,7 @@ import pytest
 
 from ffcv_r50 import staging
 from ffcv_r50.errors import UserError
+from tests.conftest import Dataset, Launch
 
 
 @pytest.fixture
@@ -164,3 +165,14 @@ def test_a_slow_node_does_not_run_into_a_time_out(source: Path, tmp_path: Path) 
     ]
     assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
     assert all(len(list((tmp_path / f"disk{rank}").glob("*.beton"))) == 1 for rank in range(2))
+
+
+def test_a_run_reads_the_copies(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
+    short = tmp_path / "short.beton"
+    short.write_bytes(dataset.val.read_bytes()[:-100])
+    arguments = [w for w in dataset.arguments(tmp_path / "run") if "val_dataset" not in w]
+    more = [f"--data.val_dataset={short}", f"--data.stage_dir={tmp_path}/disk"]
+    result = launch([*arguments, *more], world_size=2)
+    assert result.codes == [2, 2]
+    assert f"error: {tmp_path}/disk/short-" in result.output, "the file that it opened"
+    assert len(list((tmp_path / "disk").glob("train-*.beton"))) == 1
