@@ -1,10 +1,13 @@
 """Submission with a faked scheduler: what is refused, what sbatch gets, what a job will run."""
 
+import json
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -170,3 +173,53 @@ def test_no_scheduler_here(
 )
 def test_times_are_slurms(text: str, expected: int) -> None:
     assert submit.minutes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"state": "finished", "exit_code": 0}, 0),
+        ({"state": "stopped", "exit_code": 75}, 75),
+        ({"state": "failed", "exit_code": None}, 1),
+        (None, 1),
+    ],
+)
+def test_following_shows_the_log_and_ends_with_the_result(
+    scheduler: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    status: dict[str, object] | None,
+    code: int,
+) -> None:
+    log = tmp_path / "log"
+    states = scheduler / "states"
+    states.write_text("PENDING\nRUNNING\nCOMPLETED\n")
+    # Each question takes the next state; while it runs, the job writes a line.
+    (scheduler / "squeue").write_text(
+        f"#!/bin/sh\nhead -n 1 {states}\nsed -i 1d {states}\necho line >>{log}\n"
+    )
+    (scheduler / "squeue").chmod(0o755)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.01)
+    if status:
+        (tmp_path / "status.json").write_text(json.dumps(status))
+    job = SimpleNamespace(job_id="4711", paths=SimpleNamespace(stdout=log))
+    assert submit.follow(submit.Run(tmp_path, []), job) == code
+    printed = capfd.readouterr().out
+    assert printed.count("line\n") == 3
+    assert printed.endswith(f"{status['state'] if status else 'never began'}\n")
+
+
+def test_the_same_on_this_machine_without_slurm(dataset: Dataset, tmp_path: Path) -> None:
+    short = ["--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}"]
+    words = ["--local", "--gpus-per-node=2", *dataset.arguments(tmp_path / "run"), *short]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "slurm" / "submit.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished: top-1" in done.stdout
+    assert done.stdout.endswith(f"{tmp_path / 'run'}: finished\n")
+    assert (tmp_path / "run" / "weights.pt").exists()
