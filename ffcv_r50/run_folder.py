@@ -84,7 +84,11 @@ class RunFolder:
             raise UserError(
                 f"logging.folder={path}: cannot be made or written ({error.strerror}); choose another"
             ) from error
-        self._hold()
+        try:
+            self._hold()
+        except UserError:
+            self._lock.close()
+            raise
 
     def _hold(self) -> None:
         """Take the lock; the system gives it back when this process ends, however it ends."""

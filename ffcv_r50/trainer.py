@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -208,7 +208,10 @@ class Run:
                 f"epoch {epoch + 1}/{epochs}, {resolution} px", self.steps, first
             ) as bar,
         ):
-            parts = Waiting(device_data.to_device(batches, self.world.device))
+            parts = Waiting(
+                device_data.to_device(batches, self.world.device),
+                lambda: self.watch.beat(f"step {progress.step} of epoch {epoch}, with its images"),
+            )
             for step in range(first, self.steps):
                 self.watch.beat(f"step {step} of epoch {epoch}")
                 number = epoch * self.steps + step
@@ -491,19 +494,21 @@ class Waiting(Iterator[T]):
 
     Args:
         iterator: to wait for.
+        arrived: called after each item.
     """
 
-    def __init__(self, iterator: Iterator[T]) -> None:
+    def __init__(self, iterator: Iterator[T], arrived: Callable[[], None] = lambda: None) -> None:
         self._iterator = iterator
+        self._arrived = arrived
         self.seconds = 0.0
 
     def __next__(self) -> T:
         """The next item."""
         began = time.perf_counter()
-        try:
-            return next(self._iterator)
-        finally:
-            self.seconds += time.perf_counter() - began
+        item = next(self._iterator)
+        self.seconds += time.perf_counter() - began
+        self._arrived()
+        return item
 
 
 class _Saves:

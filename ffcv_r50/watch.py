@@ -52,13 +52,17 @@ class Watch:
         self._what = "starting"
         self._over = threading.Event()
         self._store: Store | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._heard_at = time.monotonic()
 
     def __enter__(self) -> "Watch":
         if self._world.size > 1:
             self._store = self._connect()
-            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-            self._thread.start()
+            self._heard_at = time.monotonic()
+            for work in (self._run, self._guard):
+                thread = threading.Thread(target=work, name="watch", daemon=True)
+                thread.start()
+                self._threads.append(thread)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -71,8 +75,8 @@ class Watch:
                 self._store.set(f"done/{self._world.rank}", "1")
                 self._leave_together()
         self._over.set()
-        assert self._thread is not None
-        self._thread.join(LAST_WORDS)
+        for thread in self._threads:
+            thread.join(LAST_WORDS)
 
     def beat(self, what: str) -> None:
         """The main loop got to ``what`` ("step 17 of epoch 3")."""
@@ -130,16 +134,27 @@ class Watch:
                     f"{ticks}|{self._beats}|{self._what}|{socket.gethostname()}",
                 )
                 if self._store.check(["fault"]):
-                    self._end(*self._store.get("fault").decode().split("|", 2))
+                    who, code, reason = self._store.get("fault").decode().split("|", 2)
+                    if who == str(self._world.rank):
+                        return  # the main thread is on its way out, with its traceback
+                    self._end(who, code, reason)
                 for rank, raw in zip(
                     ranks, self._store.multi_get([f"beat/{rank}" for rank in ranks]), strict=True
                 ):
                     seen[rank].update(*raw.decode().split("|"))
+                self._heard_at = time.monotonic()
             except RuntimeError as error:
                 if not self._over.is_set():
                     self._end("0", str(FAULT), f"cannot be reached any more ({_short(str(error))})")
                 return
             self._judge(seen)
+
+    def _guard(self) -> None:
+        """End this process when rank 0, which serves the store, no longer answers."""
+        while not self._over.wait(INTERVAL):
+            silent = time.monotonic() - self._heard_at
+            if silent > self._dead_seconds + INTERVAL:
+                self._end("0", str(FAULT), f"has not answered for {silent:.0f} s: it hangs")
 
     def _judge(self, seen: "dict[int, _Seen]") -> None:
         now = time.monotonic()

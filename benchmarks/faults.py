@@ -1,0 +1,765 @@
+"""Break a small run in every way that a cluster knows, continue it, and compare.
+
+    python -m benchmarks.faults --rounds 100 [--json FILE] [--seed N] [--keep FOLDER]
+
+First two CPU processes train undisturbed, in deterministic mode. Then, in every round, the same
+run starts in a fresh folder, is hit at a random moment (a third of them more than once), and is
+continued by the same command until it exits with 0. A round is survived if in the end
+
+- ``weights.pt`` equals the undisturbed run's bit for bit,
+- ``log.jsonl`` has each epoch exactly once, with equal values,
+- every step saw the images and the learning rate that it saw in the undisturbed run, and none was
+  left out,
+- no step was trained twice beyond the allowed loss: none after a stop by a signal; after a kill
+  twice ``checkpoint.every`` (one state is being written while the next steps run), thrice where the
+  newest state is damaged as well, and what the disk was full for,
+- no process outlived ``dist.timeout_seconds`` by more than a start takes.
+
+The processes are forked from a server that has imported everything, which makes a start cheap;
+what they run is the trainer's own ``run``, with a note of each step taken beside it. The rounds of
+kind ``torchrun`` start ``torchrun --max-restarts`` itself. A round that is not survived keeps its
+folder, and its command is printed. The disk is filled through a small tmpfs, which needs the right
+to mount one; where that is missing a line says so and the kind is left out.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from ffcv_r50 import config as configuration
+from ffcv_r50 import trainer
+from ffcv_r50.checkpoint import LAST, PREVIOUS
+from ffcv_r50.errors import FAULT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with
+from ffcv_r50.learner import Learner
+from ffcv_r50.logs.console import duration
+from writers import writing
+from writers.config import Writing
+
+# Dropout and batch-norm, and a state of a few megabytes, which is written in milliseconds.
+RECIPE = """
+model:    {arch: mobilenet_v3_small}
+data:     {num_workers: 1}
+training: {epochs: 3, batch_size: 8, norm_batch_size: 4, momentum: 0.9, deterministic: true}
+schedule: {lr: {0: 0.002, 1: 0.02, 3: 0.0}, resolution: {0: 32}}
+validation: {resolution: 32, batch_size: 4}
+checkpoint: {every: 2 steps}
+dist: {timeout_seconds: 10}
+"""
+RANKS, STEPS_PER_EPOCH, EVERY, TIMEOUT = 2, 9, 2, 10
+TRAIN_IMAGES, VAL_IMAGES = 8 * STEPS_PER_EPOCH + 3, 17
+START_SECONDS = 60.0
+"""More than a start takes on a busy machine."""
+TMPFS_BYTES = 96 << 20
+MOST_STARTS = 8
+TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
+"""Values of the log that differ between equal runs."""
+
+# torch 2.15's agent keeps one store over restarts, where ranks find the addresses of dead peers.
+STORE_OF_EACH_ATTEMPT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+def main() -> int:
+    """Break, continue, compare, report; 0 if every round was survived."""
+    options = _options()
+    # One thread: another number of threads would add in another order.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    console = Console(highlight=False, soft_wrap=True)
+    kept = options.keep or Path(tempfile.mkdtemp(prefix="faults-"))
+    kept.mkdir(parents=True, exist_ok=True)
+    bench = Bench(kept, multiprocessing.get_context("forkserver"))
+    bench.prepare()
+    console.print(
+        f"undisturbed: {bench.reference.seconds:.1f} s, {len(bench.reference.steps)} steps"
+    )
+    kinds = dict(KINDS)
+    if not _may_mount(kept):
+        console.print("disk full: left out, this user may not mount a tmpfs")
+        del kinds["disk full"]
+    outcomes = []
+    began = time.monotonic()
+    for number, kind in enumerate(_spread(kinds, options.rounds, options.seed)):
+        if options.only is not None and number != options.only:
+            continue
+        outcome = bench.round(number, kind, kinds[kind], random.Random(f"{options.seed}/{number}"))
+        outcomes.append(outcome)
+        if outcome.fault:
+            console.print(
+                f"round {number} ({kind}): {outcome.fault}; see {bench.folder(number)}; again: "
+                f"python -m benchmarks.faults --rounds {options.rounds} --seed {options.seed} "
+                f"--only {number}"
+            )
+        done = len(outcomes)
+        left = (options.rounds - done) * (time.monotonic() - began) / done
+        console.print(
+            f"{done}/{options.rounds}  {kind}: {outcome.starts} starts, "
+            f"{sum(outcome.lost)} steps lost  {duration(left)} left"
+        )
+    console.print(_table(outcomes))
+    lost = [steps for outcome in outcomes for steps in outcome.lost]
+    row = {
+        "rounds": len(outcomes),
+        "survived": sum(not outcome.fault for outcome in outcomes),
+        "bit_identical": sum(outcome.bit_identical for outcome in outcomes),
+        "steps_lost_median": statistics.median(lost) if lost else 0,
+        "steps_lost_max": max(lost, default=0),
+    }
+    console.print("  ".join(f"{key} {value}" for key, value in row.items()))
+    if options.json:
+        options.json.write_text(json.dumps(row, indent=1) + "\n")
+    survived = row["rounds"] == row["survived"] == row["bit_identical"]
+    if survived and not options.keep:
+        shutil.rmtree(kept)
+    return FINISHED if survived else FAULT
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=100, help="runs to break")
+    parser.add_argument("--json", type=Path, help="file for the counts")
+    parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")
+    parser.add_argument("--keep", type=Path, help="folder for data and failing rounds; stays")
+    parser.add_argument("--only", type=int, help="repeat this one round")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        raise UserError(f"--rounds={options.rounds}: expected at least 1")
+    return options
+
+
+def _spread(kinds: dict[str, "Hit"], rounds: int, seed: int) -> list[str]:
+    """A kind for each round: all equally often, to one, in an order that the seed shuffles."""
+    names = [name for _ in range(-(-rounds // len(kinds))) for name in kinds][:rounds]
+    random.Random(seed).shuffle(names)
+    return names
+
+
+def _may_mount(folder: Path) -> bool:
+    with contextlib.suppress(subprocess.CalledProcessError, OSError), _tmpfs(folder / "try"):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _tmpfs(folder: Path) -> Iterator[None]:
+    """A file system of ``TMPFS_BYTES`` at ``folder``, which is left empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(folder)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# ------------------------------------------------------------------------------ a rank and its notes
+
+
+def _rank(environment: dict[str, str], arguments: list[str], notes: str, output: str) -> None:
+    """A process of a run; the target of the server's forks."""
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    _noted(notes)
+    exit_with(lambda: trainer.run(configuration.load(arguments)))
+
+
+def _noted(notes: str) -> None:
+    """Have each optimizer step of this process written down once it is taken.
+
+    A line holds the step's number, its learning rate, and a checksum of the pixels and labels that
+    it saw on this rank. The first line is the process's id.
+    """
+    restart, rank = (os.environ.get(key, "0") for key in ("TORCHELASTIC_RESTART_COUNT", "RANK"))
+    descriptor = os.open(f"{notes}.{restart}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    take = Learner.step
+
+    @functools.wraps(take)
+    def step(self: Learner, parts: Any, lr: float, number: int, stop: bool = False) -> torch.Tensor:
+        checksum = 0
+
+        def seen() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            nonlocal checksum
+            for images, labels in parts:
+                for tensor in (images.permute(0, 2, 3, 1).contiguous(), labels):
+                    checksum = zlib.crc32(tensor.numpy(), checksum)
+                yield images, labels
+
+        values = take(self, seen(), lr, number, stop)
+        os.write(descriptor, f"{number} {lr!r} {checksum:08x}\n".encode())
+        return values
+
+    Learner.step = step  # type: ignore[method-assign]
+
+
+def torchrun_rank() -> None:
+    """What torchrun starts: the notes' name, then the trainer's command line."""
+    notes, *arguments = sys.argv[2:]
+    _noted(notes)
+    exit_with(lambda: trainer.run(configuration.load(arguments)))
+
+
+# ----------------------------------------------------------------------------------- a start of a run
+
+
+class Start(Protocol):
+    """The processes of one start of a run."""
+
+    folder: Path
+    notes: Path
+
+    def pids(self) -> list[int]:
+        """Of the ranks that live, as far as known."""
+
+    def wait(self, seconds: float) -> list[int] | None:
+        """Exit codes, negative for signals; None where one still runs after so long."""
+
+    def kill(self) -> None:
+        """Kill every process of it."""
+
+
+class Forked:
+    """Two ranks from the fork server; their exit codes are the program's own."""
+
+    def __init__(self, bench: "Bench", folder: Path, number: int) -> None:
+        self.folder = folder
+        self.notes = folder / f"start-{number}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._processes = []
+        for rank in range(RANKS):
+            environment = {
+                "OMP_NUM_THREADS": "1",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(RANKS),
+                "LOCAL_WORLD_SIZE": str(RANKS),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            output = f"{self.notes}.output.{rank}"
+            process = bench.context.Process(
+                target=_rank, args=(environment, bench.arguments(folder), str(self.notes), output)
+            )
+            process.start()
+            self._processes.append(process)
+
+    def pids(self) -> list[int]:
+        """Of the ranks that live."""
+        return [p.pid for p in self._processes if p.pid is not None and p.is_alive()]
+
+    def wait(self, seconds: float) -> list[int] | None:
+        """Exit codes; None where one still runs."""
+        deadline = time.monotonic() + seconds
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in self._processes]
+        return None if None in codes else [code for code in codes if code is not None]
+
+    def kill(self) -> None:
+        """Kill every process."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+
+
+class Torchrun:
+    """torchrun, which starts the ranks again when one dies; its exit code stands for theirs."""
+
+    def __init__(self, bench: "Bench", folder: Path, number: int) -> None:
+        self.folder = folder
+        self.notes = folder / f"start-{number}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={RANKS}", "--max-restarts=3", "-m", "benchmarks.faults"]
+        command += ["rank", str(self.notes), *bench.arguments(folder)]
+        with open(f"{self.notes}.output.0", "w") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **STORE_OF_EACH_ATTEMPT},
+            )
+
+    def pids(self) -> list[int]:
+        """Of the ranks that live."""
+        newest: dict[str, int] = {}
+        for path in sorted(self.notes.parent.glob(f"{self.notes.name}.[0-9].[0-9]")):
+            first = path.read_text().partition("\n")[0]
+            if first:
+                newest[path.suffix] = int(first)
+        return [pid for pid in newest.values() if Path(f"/proc/{pid}").exists()]
+
+    def wait(self, seconds: float) -> list[int] | None:
+        """Exit codes; None where one still runs."""
+        try:
+            return [self._process.wait(seconds)]
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """Kill every process."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+
+
+# ------------------------------------------------------------------------------------ ways to hit it
+
+
+class Missed(Exception):
+    """The start was over before its moment came."""
+
+
+class Failed(Exception):
+    """Something did not behave as it must."""
+
+
+@dataclass
+class Blow:
+    """What a hit did to a start."""
+
+    allowed: int
+    """Steps that may have to be trained again."""
+    codes: list[int]
+
+
+class Hit(Protocol):
+    """Does its damage to a running start and waits until all processes are gone."""
+
+    def __call__(self, start: Start, moment: float, rng: random.Random) -> Blow:
+        """At ``moment`` seconds, or as soon after as it can be done."""
+
+
+def _sleep_into(start: Start, moment: float) -> None:
+    """Wait ``moment`` seconds of a start, counted from when every process made its first note.
+
+    Raises:
+        Missed: it ended before.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while len(list(start.folder.glob(f"{start.notes.name}.[0-9].[0-9]"))) < RANKS:
+        if time.monotonic() > deadline:
+            raise Failed("the processes did not come to life")
+        time.sleep(0.01)
+    if start.wait(moment) is not None:
+        raise Missed
+
+
+def _ended(start: Start, seconds: float) -> list[int]:
+    codes = start.wait(seconds)
+    if codes is None:
+        start.kill()
+        raise Failed(f"still running {seconds:.0f} s after the hit")
+    return codes
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        raise Missed from None
+
+
+def kill_one(start: Start, moment: float, rng: random.Random) -> Blow:
+    """SIGKILL to one rank; the other must end by itself."""
+    _sleep_into(start, moment)
+    if len(start.pids()) < RANKS:
+        raise Missed
+    victim = rng.randrange(RANKS)
+    watched = Path(f"{start.notes}.0.{1 - victim}").read_text().count("\n") > 2
+    _send(start.pids()[victim], signal.SIGKILL)
+    codes = _ended(start, TIMEOUT + 30)
+    output = Path(f"{start.notes}.output.{1 - victim}").read_text()
+    other = codes[1 - victim]
+    # Before its first step it may learn from the process group instead.
+    if other not in (FAULT, FINISHED):
+        raise Failed(f"the other rank exited with {other}")
+    if other == FAULT and watched and victim == 1 and "rank 1" not in output:
+        raise Failed("the other rank did not name the one that died")
+    return Blow(2 * EVERY, codes)
+
+
+def kill_all(start: Start, moment: float, rng: random.Random) -> Blow:
+    """SIGKILL to every rank, as when the machine goes."""
+    _sleep_into(start, moment)
+    start.kill()
+    return Blow(2 * EVERY, _ended(start, 10))
+
+
+def stop_by(number: signal.Signals) -> Hit:
+    """A signal to a random rank; all must save and exit with 75."""
+
+    def hit(start: Start, moment: float, rng: random.Random) -> Blow:
+        _sleep_into(start, moment)
+        if len(start.pids()) < RANKS:
+            raise Missed
+        _send(rng.choice(start.pids()), number)
+        codes = _ended(start, TIMEOUT + 30)
+        if codes == [STOPPED_AS_ASKED] * RANKS:
+            status = json.loads((start.folder / "status.json").read_text())
+            if status["state"] != "stopped":
+                raise Failed(f"stopped, but status.json says {status['state']}")
+            return Blow(0, codes)
+        # Before the program listens, or when it is done listening, the signal simply kills it.
+        if -number in codes or codes == [FINISHED] * RANKS:
+            return Blow(2 * EVERY, codes)
+        raise Failed(f"exit codes {codes} after {number.name}")
+
+    return hit
+
+
+def kill_writing(start: Start, moment: float, rng: random.Random) -> Blow:
+    """SIGKILL to every rank while a checkpoint is being written."""
+    _sleep_into(start, moment)
+    checkpoints = start.folder / "checkpoints"
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if any(name.endswith(".tmp") for name in os.listdir(checkpoints)):
+                break
+        if start.wait(0) is not None:
+            raise Missed
+    time.sleep(rng.uniform(0, 0.03))
+    start.kill()
+    return Blow(2 * EVERY, _ended(start, 10))
+
+
+def damage(how: Callable[[Path, random.Random], None]) -> Hit:
+    """SIGKILL to every rank, and the newest checkpoint is damaged."""
+
+    def hit(start: Start, moment: float, rng: random.Random) -> Blow:
+        _sleep_into(start, moment)
+        # With a single state there would be nothing whole to continue from.
+        while not (start.folder / "checkpoints" / PREVIOUS).exists():
+            if start.wait(0.01) is not None:
+                raise Missed
+        start.kill()
+        last = start.folder / "checkpoints" / LAST
+        if last.exists():  # not when killed between two renames
+            how(last, rng)
+        return Blow(3 * EVERY, _ended(start, 10))
+
+    return hit
+
+
+def truncate(path: Path, rng: random.Random) -> None:
+    """Cut the file at a random place."""
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def flip_bit(path: Path, rng: random.Random) -> None:
+    """Flip one bit at a random place."""
+    with open(path, "r+b") as file:
+        place = rng.randrange(path.stat().st_size)
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << rng.randrange(8)]))
+
+
+def fill_disk(start: Start, moment: float, rng: random.Random) -> Blow:
+    """The disk of the checkpoints fills up; then a kill of all ranks, or none; then there is room."""
+    _sleep_into(start, moment)
+    checkpoints = start.folder / "checkpoints"
+    before = _steps_taken(start)
+    ballast = checkpoints / "ballast"
+    try:
+        with open(ballast, "wb") as file:
+            room = os.statvfs(checkpoints)
+            size = room.f_bavail * room.f_frsize - rng.randrange(1 << 23)
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        if rng.random() < 0.5:
+            start.wait(rng.uniform(0, moment))
+            start.kill()
+        codes = _ended(start, START_SECONDS)
+    finally:
+        ballast.unlink()
+    if any(code not in (FINISHED, -signal.SIGKILL) for code in codes):
+        raise Failed(f"exit codes {codes} with a full disk")
+    return Blow(_steps_taken(start) - before + 2 * EVERY, codes)
+
+
+def restart_by_torchrun(start: Start, moment: float, rng: random.Random) -> Blow:
+    """SIGKILL to one rank of torchrun's, which starts the group again by itself."""
+    _sleep_into(start, moment)
+    if len(start.pids()) < RANKS:
+        raise Missed
+    _send(rng.choice(start.pids()), signal.SIGKILL)
+    codes = _ended(start, TIMEOUT + 3 * START_SECONDS)
+    if codes != [FINISHED]:
+        raise Failed(f"torchrun exited with {codes[0]}")
+    return Blow(2 * EVERY, codes)
+
+
+KINDS: dict[str, Hit] = {
+    "SIGKILL to one rank": kill_one,
+    "SIGKILL to all ranks": kill_all,
+    **{f"{number.name} to one rank": stop_by(number) for number in SIGNALS},
+    "SIGKILL while saving": kill_writing,
+    "newest state truncated": damage(truncate),
+    "newest state bit-flipped": damage(flip_bit),
+    "disk full": fill_disk,
+    "torchrun --max-restarts": restart_by_torchrun,
+}
+
+# ------------------------------------------------------------------------------------------- rounds
+
+
+def _notes(folder: Path) -> list[list[dict[int, str]]]:
+    """What each start's ranks noted: ``[start][rank][step]`` -> learning rate and checksum."""
+    starts: dict[tuple[int, int], dict[int, dict[int, str]]] = {}
+    for path in folder.glob("start-*"):
+        if match := re.fullmatch(r"start-(\d+)\.(\d+)\.(\d+)", path.name):
+            number, restart, rank = map(int, match.groups())
+            lines = [line.split(" ", 1) for line in path.read_text().splitlines()[1:]]
+            steps = {int(step): rest for step, rest in lines}
+            if len(steps) < len(lines):
+                raise Failed(f"{path}: a step was trained twice in one start")
+            starts.setdefault((number, restart), {})[rank] = steps
+    return [[ranks.get(rank, {}) for rank in range(RANKS)] for _, ranks in sorted(starts.items())]
+
+
+def _steps_taken(start: Start) -> int:
+    return max(
+        path.read_text().count("\n") for path in start.folder.glob(f"{start.notes.name}.*.0")
+    )
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
+
+
+@dataclass
+class Outcome:
+    """Of one round."""
+
+    kind: str
+    starts: int = 0
+    lost: list[int] = field(default_factory=list)
+    """Steps trained again after each hit."""
+    bit_identical: bool = False
+    fault: str = ""
+    """What went wrong; empty when it was survived."""
+
+
+@dataclass
+class Reference:
+    """The undisturbed run."""
+
+    seconds: float
+    """From its first process's first note to its end."""
+    weights: dict[str, torch.Tensor]
+    log: list[dict[str, Any]]
+    steps: list[tuple[str, ...]]
+    """For each step, what every rank noted of it."""
+
+
+class Bench:
+    """Data, recipe, the undisturbed run, and the rounds.
+
+    Args:
+        root: holds them all.
+        context: of the fork server.
+    """
+
+    def __init__(self, root: Path, context: multiprocessing.context.ForkServerContext) -> None:
+        self._root = root
+        self.context = context
+        context.set_forkserver_preload(["ffcv_r50.trainer", "writers.writing", "rich.table"])
+        self.reference: Reference
+
+    def folder(self, number: int) -> Path:
+        """Of a round."""
+        return self._root / f"round-{number}"
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The command line of a run."""
+        return [
+            f"--config={self._root / 'recipe.yaml'}",
+            f"--data.train_dataset={self._root / 'train.beton'}",
+            f"--data.val_dataset={self._root / 'val.beton'}",
+            f"--logging.folder={folder}",
+        ]
+
+    def prepare(self) -> None:
+        """Write the data and train undisturbed, twice: the second time says how long it takes."""
+        write_data(self._root / "train.beton", TRAIN_IMAGES, seed=1)
+        write_data(self._root / "val.beton", VAL_IMAGES, seed=2)
+        (self._root / "recipe.yaml").write_text(RECIPE)
+        for _ in range(2):
+            folder = self._root / "undisturbed"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            start = Forked(self, folder, 0)
+            with contextlib.suppress(Missed):
+                _sleep_into(start, 0)
+            began = time.monotonic()
+            codes = _ended(start, 2 * START_SECONDS)
+            if codes != [FINISHED] * RANKS:
+                raise UserError(f"{folder}: the undisturbed run failed; see {start.notes}.output.0")
+            [ranks] = _notes(folder)
+            self.reference = Reference(
+                time.monotonic() - began,
+                torch.load(folder / "weights.pt", weights_only=True),
+                _log(folder),
+                list(zip(*(steps.values() for steps in ranks), strict=True)),
+            )
+
+    def round(self, number: int, kind: str, hit: Hit, rng: random.Random) -> Outcome:
+        """Break a run, continue it to its end, and judge it."""
+        folder = self.folder(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        outcome = Outcome(kind)
+        with contextlib.ExitStack() as stack:
+            if kind == "disk full":
+                stack.enter_context(_tmpfs(folder / "checkpoints"))
+            try:
+                self._break_and_continue(folder, kind, hit, rng, outcome)
+            except Failed as fault:
+                outcome.fault = str(fault)
+        if not outcome.fault:
+            shutil.rmtree(folder)
+        return outcome
+
+    def _break_and_continue(
+        self, folder: Path, kind: str, hit: Hit, rng: random.Random, outcome: Outcome
+    ) -> None:
+        allowed: list[int] = []
+        hits = 1 + (rng.random() < 1 / 3) * rng.choice((1, 2))
+        codes: list[int] | None = None
+        launch = Torchrun if hit is restart_by_torchrun else Forked
+        while codes is None or any(codes):
+            if outcome.starts == MOST_STARTS:
+                raise Failed(f"not finished after {MOST_STARTS} starts")
+            start: Start = launch(self, folder, outcome.starts)
+            outcome.starts += 1
+            try:
+                if len(allowed) < hits:
+                    # Later starts have less left to do.
+                    most = self.reference.seconds * 0.95 / (1 + len(allowed))
+                    blow = hit(start, rng.uniform(0, most), rng)
+                    codes = blow.codes
+                    allowed.append(blow.allowed)
+                else:
+                    codes = _ended(start, 2 * START_SECONDS)
+                    if any(codes):
+                        raise Failed(f"exit codes {codes} when it was continued")
+            except Missed:
+                if allowed:
+                    codes = _ended(start, TIMEOUT + 30)
+                else:  # nothing was broken: once more from the start
+                    start.kill()
+                    shutil.rmtree(folder, ignore_errors=True)  # but for a file system in it
+                    folder.mkdir(exist_ok=True)
+                    outcome.starts, codes = 0, None
+            finally:
+                start.kill()
+        self._judge(folder, allowed, outcome)
+
+    def _judge(self, folder: Path, allowed: list[int], outcome: Outcome) -> None:
+        weights = torch.load(folder / "weights.pt", weights_only=True)
+        outcome.bit_identical = weights.keys() == self.reference.weights.keys() and all(
+            torch.equal(weights[name], tensor) for name, tensor in self.reference.weights.items()
+        )
+        if not outcome.bit_identical:
+            raise Failed("the weights differ from the undisturbed run's")
+        if _log(folder) != self.reference.log:
+            raise Failed("the log differs from the undisturbed run's")
+        reached = budget = 0
+        for index, ranks in enumerate(_notes(folder)):
+            if 0 < index <= len(allowed):
+                budget += allowed[index - 1]
+            for rank, steps in enumerate(ranks):
+                for step, note in steps.items():
+                    if note != self.reference.steps[step][rank]:
+                        raise Failed(f"step {step} saw other images or another learning rate")
+            first = min((min(steps) for steps in ranks if steps), default=reached)
+            if first > reached:
+                raise Failed(f"steps {reached} to {first - 1} were left out")
+            if index:
+                outcome.lost.append(reached - first)
+            if reached - first > budget:
+                raise Failed(f"{reached - first} steps trained again, {budget} are allowed")
+            if any(ranks):
+                reached = max(reached, max(max(steps) for steps in ranks if steps) + 1)
+                budget = 0
+        if reached != len(self.reference.steps):
+            raise Failed(f"ended after {reached} steps")
+
+
+def write_data(path: Path, count: int, seed: int) -> None:
+    """``count`` small images of three colours as classes."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            pixels = rng.integers(0, 160, (6, 6, 3)).astype(np.uint8)
+            pixels[..., i % 3] += 60
+            target = Path(folder, "abc"[i % 3], f"{i:03}.jpg")
+            target.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(target)
+        path.unlink(missing_ok=True)
+        with contextlib.redirect_stdout(None):
+            writing.write(Writing(data_dir=folder, write_path=str(path), num_workers=1))
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table()
+    for column in ("hit by", "rounds", "survived", "hits", "steps lost: median", "worst"):
+        table.add_column(column, justify="left" if column == "hit by" else "right")
+    for kind in [*KINDS, "all"]:
+        rows = [outcome for outcome in outcomes if kind in (outcome.kind, "all")]
+        lost = [steps for outcome in rows for steps in outcome.lost]
+        if rows:
+            table.add_row(
+                kind,
+                str(len(rows)),
+                str(sum(not outcome.fault for outcome in rows)),
+                str(len(lost)),
+                f"{statistics.median(lost):g}" if lost else "-",
+                str(max(lost)) if lost else "-",
+            )
+    return table
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["rank"]:
+        torchrun_rank()
+    else:
+        exit_with(main)

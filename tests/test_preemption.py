@@ -1,0 +1,185 @@
+"""A signal at any rank stops all of them, saved; the same command continues."""
+
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED
+from ffcv_r50.preemption import SIGNALS, Ballot, StopSignal
+from tests import ranks
+from tests.conftest import REPOSITORY, Dataset
+
+TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    before, after = (torch.load(run / "weights.pt", weights_only=True) for run in (one, two))
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+    assert log(one) == log(two)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = ranks.run(ranks.arguments(dataset, folder), folder)
+    assert ended.codes == [FINISHED] * 2, ended.outputs
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGINT, 0)],
+)
+def test_a_signal_at_one_rank_stops_all_and_nothing_is_lost(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path, number: signal.Signals, rank: int
+) -> None:
+    # A save in minutes: only the stop itself saves in the middle of an epoch.
+    arguments = ranks.arguments(dataset, tmp_path, "--checkpoint.every=10 minutes")
+    stopped = ranks.run(arguments, tmp_path, hook=ranks.at_step(4, number, rank))
+    assert stopped.codes == [STOPPED_AS_ASKED] * 2, stopped.outputs
+    who = number.name if rank == 0 else "another rank"
+    assert f"stopped by {who}; the state is saved, the same command continues" in stopped.outputs[0]
+    assert status(tmp_path)["state"] == "stopped"
+    assert status(tmp_path)["exit_code"] == STOPPED_AS_ASKED
+    continued = ranks.run(arguments, tmp_path)
+    assert continued.codes == [FINISHED] * 2, continued.outputs
+    # The wish was heard before step 4, travelled with step 5 and was known after step 6.
+    assert "continuing after epoch 1 of 3 and 3 of 4 steps" in continued.outputs[0]
+    assert status(tmp_path)["state"] == "finished"
+    assert_same_run(undisturbed, tmp_path)
+
+
+def stop_at_first_ballot() -> None:
+    cast = Ballot.cast
+
+    def stopping(self: Ballot, stop: bool) -> bool:
+        if os.environ["RANK"] == "1":
+            ranks.signal_self(signal.SIGTERM)
+        return cast(self, stop)
+
+    Ballot.cast = stopping  # type: ignore[method-assign]
+
+
+def test_a_stop_during_the_evaluation(undisturbed: Path, dataset: Dataset, tmp_path: Path) -> None:
+    arguments = ranks.arguments(dataset, tmp_path, "--checkpoint.every=10 minutes")
+    stopped = ranks.run(arguments, tmp_path, hook=stop_at_first_ballot)
+    assert stopped.codes == [STOPPED_AS_ASKED] * 2, stopped.outputs
+    assert not (tmp_path / "log.jsonl").exists()
+    continued = ranks.run(arguments, tmp_path)
+    assert "continuing after epoch 0 of 3 and 4 of 4 steps" in continued.outputs[0]
+    assert_same_run(undisturbed, tmp_path)
+
+
+TORCHRUN_RANK = """
+import os, signal, sys
+sys.path.insert(0, {repository!r})
+import train_imagenet
+from ffcv_r50.errors import exit_with
+from tests import ranks
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    ranks.at_step(5, signal.{send}, rank=1)()
+exit_with(train_imagenet.main)
+"""
+
+
+def torchrun(send: signal.Signals, arguments: list[str], folder: Path) -> tuple[int, str]:
+    """Two ranks, one of which gets a signal before step 5 of the first attempt."""
+    script = folder / "rank.py"
+    script.write_text(TORCHRUN_RANK.format(repository=str(REPOSITORY), send=send.name))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "--max-restarts=1", str(script)]
+    command += [*arguments, "--dist.timeout_seconds=10"]
+    # torch 2.15's agent keeps one store over restarts, with the addresses of dead peers in it.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_torchrun_restarts_after_a_kill_and_continues(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    code, output = torchrun(signal.SIGKILL, ranks.arguments(dataset, tmp_path), tmp_path)
+    assert code == 0, output
+    assert "continuing after epoch 1 of 3" in output
+    assert_same_run(undisturbed, tmp_path)
+
+
+def test_torchrun_does_not_restart_a_stop(dataset: Dataset, tmp_path: Path) -> None:
+    """torchrun takes exit code 75 for a fault; its second attempt must not train on."""
+    code, output = torchrun(signal.SIGTERM, ranks.arguments(dataset, tmp_path), tmp_path)
+    assert code != 0
+    assert output.count("epochs of 4 steps") == 1, output
+    assert status(tmp_path)["state"] == "stopped"
+
+
+# ------------------------------------------------------------------------------------ one process
+
+
+def test_each_signal_is_heard_and_handlers_are_given_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    for number in SIGNALS:
+        with StopSignal() as stop:
+            assert stop.asked is None
+            ranks.signal_self(number)
+            assert stop.asked == number
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def hear(numbers: tuple[signal.Signals, ...]) -> None:
+    with StopSignal():
+        for number in numbers:
+            ranks.signal_self(number)
+    os._exit(0)
+
+
+def fork_and_signal_the_child() -> None:
+    with StopSignal() as stop:
+        if not (child := os.fork()):
+            ranks.signal_self(signal.SIGTERM)
+            os._exit(stop.asked is not None)
+        _, child_status = os.waitpid(child, 0)
+        os._exit(child_status != 0 or stop.asked is not None)
+
+
+def exit_code(work: Any) -> int | None:
+    process = multiprocessing.get_context("forkserver").Process(target=work)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGINT), 0),
+        ((signal.SIGTERM, signal.SIGTERM), 0),
+    ],
+)
+def test_a_second_interrupt_exits_at_once(numbers: tuple[signal.Signals, ...], code: int) -> None:
+    assert exit_code(functools.partial(hear, numbers)) == code
+
+
+def test_a_forked_childs_signal_is_not_ours() -> None:
+    assert exit_code(fork_and_signal_the_child) == 0
