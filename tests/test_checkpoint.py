@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all, verified, nothing executed."""
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from ffcv_r50 import checkpoint
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import RunFault, UserError
 
 
 def state(value: float) -> dict[str, Any]:
@@ -94,3 +96,144 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt: holds no state dict"):
         checkpoint.load_weights(tmp_path / "other.pt")
+
+
+# ------------------------------------------------------------------------------------------- saving
+
+
+def test_a_damaged_state_never_becomes_the_one_before(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, state(1))
+    checkpoint.write(tmp_path, state(2))
+    (tmp_path / checkpoint.LAST).write_bytes(b"half")
+    checkpoint.newest(tmp_path)
+    checkpoint.write(tmp_path, state(3))
+    (tmp_path / checkpoint.LAST).write_bytes(b"half")
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found["epoch"] == 1
+
+
+def test_both_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+        (tmp_path / name).write_bytes(b"half")
+    with pytest.raises(UserError, match=r"every checkpoint is damaged .*last\.pt"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_kill_between_the_renames_leaves_the_state_and_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a state says of best.pt is true at every moment of its writing."""
+    checkpoint.write(tmp_path, state(1), copies=[checkpoint.BEST])
+    replaced = []
+    replace = os.replace
+
+    def watched(source: Any, target: Any) -> None:
+        replace(source, target)
+        replaced.append(Path(target).name)
+        found, _ = checkpoint.newest(tmp_path)
+        best = checkpoint.load(tmp_path / checkpoint.BEST)
+        assert found is not None
+        assert best["epoch"] >= found["epoch"]
+
+    monkeypatch.setattr(os, "replace", watched)
+    checkpoint.write(tmp_path, state(2), copies=[checkpoint.BEST])
+    assert replaced == [checkpoint.BEST, checkpoint.PREVIOUS, checkpoint.LAST]
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def trap(folder: Path) -> Path:
+    """Make the next write of the newest checkpoint meet a full disk, the system's own."""
+    half = folder / f".{checkpoint.LAST}.{os.getpid()}.tmp"
+    half.symlink_to("/dev/full")
+    return half
+
+
+def test_a_full_disk_is_a_warning_and_in_the_end_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    warnings: list[str] = []
+    saver = checkpoint.Saver(tmp_path, 60, warnings.append)
+    saver.save(state(1))
+    assert saver.finish()
+    for now in (100, 159):
+        clock.now = now
+        trap(tmp_path)
+        saver.save(state(2))
+        assert not saver.finish()
+    assert len(warnings) == 2
+    assert warnings[0].startswith(f"{tmp_path}: the checkpoint could not be written (No space left")
+    assert warnings[0].endswith("Training goes on")
+    assert checkpoint.newest(tmp_path)[0]["epoch"] == 1  # type: ignore[index]
+    saver.save(state(3))  # there is room again: the count of minutes starts anew
+    assert saver.finish()
+    clock.now = 200
+    trap(tmp_path)
+    saver.save(state(4))
+    saver.finish()
+    clock.now = 260
+    trap(tmp_path)
+    saver.save(state(5))
+    with pytest.raises(RunFault, match="nor could any for 1 minutes"):
+        saver.finish()
+    assert checkpoint.newest(tmp_path)[0]["epoch"] == 3  # type: ignore[index]
+
+
+def test_a_vanished_folder_is_a_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    saver = checkpoint.Saver(tmp_path / "gone", 60, warnings.append)
+    saver.save(state(1))
+    assert not saver.finish()
+    assert "No such file or directory" in warnings[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_a_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    saver = checkpoint.Saver(tmp_path, 60, warnings.append)
+    tmp_path.chmod(0o500)
+    saver.save(state(1))
+    assert not saver.finish()
+    tmp_path.chmod(0o700)
+    assert "Permission denied" in warnings[0]
+
+
+def test_no_error_of_the_saving_thread_goes_unseen(tmp_path: Path) -> None:
+    saver = checkpoint.Saver(tmp_path, 60, lambda _: None)
+    saver.save({"bad": Unpicklable()})
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        saver.save(state(2))
+
+
+def test_what_is_saved_is_the_state_at_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on, and changes its tensors, while the thread writes."""
+    training_went_on = threading.Event()
+    write = checkpoint.write
+
+    def late(*arguments: Any, **more: Any) -> None:
+        assert training_went_on.wait(30)
+        write(*arguments, **more)
+
+    monkeypatch.setattr(checkpoint, "write", late)
+    saver = checkpoint.Saver(tmp_path, 60, lambda _: None)
+    weights = torch.ones(300)
+    saver.save({"epoch": 1, "weights": weights})
+    weights.fill_(7)
+    training_went_on.set()
+    assert saver.finish()
+    assert torch.equal(checkpoint.load(tmp_path / checkpoint.LAST)["weights"], torch.ones(300))
+
+
+def test_finished_weights_on_a_full_disk_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(RunFault, match=r"weights\.pt: cannot be written \(No space left"):
+        checkpoint.write_weights(path, {"w": torch.zeros(300)})

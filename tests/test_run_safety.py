@@ -1,0 +1,313 @@
+"""Runs continue as if nothing had happened: after kills, on other world sizes, with full disks."""
+
+import functools
+import itertools
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ffcv_r50 import checkpoint
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import TrainLoader
+from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED
+from ffcv_r50.learner import Learner, Monitor, NotFinite
+from ffcv_r50.logs import jsonl
+from tests import ranks
+from tests.conftest import Dataset
+
+TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    before, after = (torch.load(run / "weights.pt", weights_only=True) for run in (one, two))
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = ranks.run(ranks.arguments(dataset, folder), folder, ranks=1)
+    assert ended.codes == [FINISHED], ended.outputs
+    return folder
+
+
+# ------------------------------------------------------------------------------ kills and world sizes
+
+
+def test_killed_in_the_middle_of_an_epoch(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    arguments = ranks.arguments(dataset, tmp_path)
+    killed = ranks.run(arguments, tmp_path, ranks=1, hook=ranks.at_step(6, signal.SIGKILL))
+    assert killed.codes == [-signal.SIGKILL]
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    continued = ranks.run(arguments, tmp_path, ranks=1, hook=ranks.noting(notes))
+    assert continued.codes == [FINISHED], continued.outputs
+    # A state after every step; that of step 5, or the one before it, was the last to be whole.
+    assert min(ranks.noted(notes)) in (4, 5, 6)
+    assert_same_weights(undisturbed, tmp_path)
+    assert log(undisturbed) == log(tmp_path)
+
+
+WORLDS = (
+    "--training.batch_size=24",
+    "--training.norm_batch_size=4",
+    "--schedule.lr={0: 0.001, 3: 0.0}",
+)
+
+
+def test_the_world_size_changes_twice_in_the_middle(dataset: Dataset, tmp_path: Path) -> None:
+    """2 -> 1 -> 3 processes, each change in the middle of an epoch, against 2 throughout.
+
+    What a step sees is the same to the bit: pixels and labels of each normalisation batch, in the
+    order of the global batch, so samples, crops and flips are. The losses are not: a sum of six
+    gradients in another order rounds differently, by at most 5 x 2^-24 (3e-7) of itself a step,
+    and batch-norm over four images of few pixels amplifies that from step to step; the learning
+    rate is small to keep six steps of it below what one exchanged sample does (1e-4). 2e-6 is
+    thirty times what was measured (6e-8).
+    """
+    runs = {}
+    for name, worlds in (("steady", [(2, None)]), ("changing", [(2, 0), (1, 2), (3, None)])):
+        folder, notes = tmp_path / name, tmp_path / f"{name}-notes"
+        notes.mkdir()
+        arguments = ranks.arguments(
+            dataset,
+            folder,
+            *WORLDS,
+            "--schedule.resolution={0: 64}",
+            "--checkpoint.every=9 minutes",
+        )
+        for world_size, stop in worlds:
+            more = None if stop is None else ranks.at_step(stop, signal.SIGTERM, rank=0)
+            ended = ranks.run(arguments, tmp_path, ranks=world_size, hook=ranks.noting(notes, more))
+            code = FINISHED if stop is None else STOPPED_AS_ASKED
+            assert ended.codes == [code] * world_size, ended.outputs
+        runs[name] = ranks.noted(notes), log(folder)
+    assert runs["steady"][0] == runs["changing"][0]
+    assert [len(parts) for parts in runs["steady"][0].values()] == [6] * 6
+    for key in ("train_loss", "val_loss"):
+        steady, changing = ([row[key] for row in runs[name][1]] for name in runs)
+        assert changing == pytest.approx(steady, rel=2e-6)
+
+
+def test_the_loader_gives_every_world_size_the_same_samples_from_any_step(dataset: Dataset) -> None:
+    beton = Beton(dataset.train)
+
+    def stream(world_size: int) -> list[tuple[list[int], torch.Tensor]]:
+        loaders = [
+            TrainLoader(
+                beton, seed=3, batch_size=24, micro_batch_size=4, rank=rank, world_size=world_size
+            ).epoch(1, 32, first_step=1)
+            for rank in range(world_size)
+        ]
+        parts = [
+            [(batch.indices.tolist(), batch.images.clone()) for batch in loader]
+            for loader in loaders
+        ]
+        return list(itertools.chain(*parts))  # one step: the ranks' runs lie one after the other
+
+    one, two, three = (stream(world_size) for world_size in (1, 2, 3))
+    assert len(one) == 6
+    for other in (two, three):
+        for (indices, images), (same_indices, same_images) in zip(one, other, strict=True):
+            assert indices == same_indices
+            assert torch.equal(images, same_images)
+
+
+# ------------------------------------------------------------------------------------ declared changes
+
+
+def test_a_finished_run_is_extended(undisturbed: Path, dataset: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    arguments = ranks.arguments(
+        dataset,
+        tmp_path / "run",
+        "--training.epochs=4",
+        "--schedule.lr={0: 0.001, 1: 0.01, 3: 0.001, 4: 0.0}",
+    )
+    refused = ranks.run(arguments, tmp_path, ranks=1)
+    assert refused.codes == [BAD_INPUT]
+    assert "training.epochs (3 -> 4)" in refused.outputs[0]
+    allow = "--resume.allow=training.epochs,schedule.lr"
+    extended = ranks.run([*arguments, allow], tmp_path, ranks=1)
+    assert extended.codes == [FINISHED], extended.outputs
+    assert "note: training.epochs (3 -> 4), as resume.allow permits" in extended.outputs[0]
+    rows = log(tmp_path / "run")
+    assert rows[:3] == log(undisturbed)
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert rows[3]["lr"] == pytest.approx(0.001 / 4)  # the new schedule, one step before its end
+
+
+def test_a_new_folder_starts_from_a_named_state(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    source = undisturbed / "checkpoints" / checkpoint.PREVIOUS
+    before = checkpoint.load(source)["progress"]
+    arguments = ranks.arguments(dataset, tmp_path / "new", f"--resume={source}")
+    started = ranks.run(arguments, tmp_path, ranks=1)
+    assert started.codes == [FINISHED], started.outputs
+    assert f"continuing after epoch {before['epoch']} of 3" in started.outputs[0]
+    assert_same_weights(undisturbed, tmp_path / "new")
+    other = ranks.arguments(
+        dataset, tmp_path / "other", f"--resume={source}", "--training.momentum=0.8"
+    )
+    refused = ranks.run(other, tmp_path, ranks=1)
+    assert refused.codes == [BAD_INPUT]
+    assert "training.momentum (0.9 -> 0.8)" in refused.outputs[0]
+
+
+def test_starting_anew_in_the_same_folder(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    arguments = ranks.arguments(dataset, tmp_path / "run", "--resume=none", "--training.epochs=3")
+    anew = ranks.run(arguments, tmp_path, ranks=1)
+    assert anew.codes == [FINISHED], anew.outputs
+    assert "continuing" not in anew.outputs[0]
+    assert_same_weights(undisturbed, tmp_path / "run")
+    [aside] = (tmp_path / "run").glob("before-*")
+    assert (aside / "checkpoints" / checkpoint.LAST).exists()
+
+
+# ------------------------------------------------------------------------------------------ full disks
+
+
+def fail_the_first_writes() -> None:
+    """The log and the checkpoints cannot be written while the first epoch ends."""
+    append, write = jsonl.append, checkpoint.write
+    failing = itertools.count()
+
+    def failing_append(path: Path, row: dict[str, Any]) -> None:
+        if next(failing) == 0:
+            raise OSError(28, "No space left on device")
+        append(path, row)
+
+    saves = itertools.count()
+
+    def failing_write(folder: Path, state: dict[str, Any], *, copies: Any = ()) -> None:
+        if next(saves) < 5:
+            raise OSError(28, "No space left on device")
+        write(folder, state, copies=copies)
+
+    jsonl.append = failing_append
+    checkpoint.write = failing_write
+
+
+def test_training_goes_on_while_the_disk_is_full(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    arguments = ranks.arguments(dataset, tmp_path)
+    ended = ranks.run(arguments, tmp_path, ranks=1, hook=fail_the_first_writes)
+    assert ended.codes == [FINISHED], ended.outputs
+    warning = "warning: {}: {} (No space left on device); make room there. Training goes on"
+    assert warning.format(tmp_path / "log.jsonl", "cannot be written") in ended.outputs[0]
+    folder = tmp_path / "checkpoints"
+    assert warning.format(folder, "the checkpoint could not be written") in ended.outputs[0]
+    assert log(tmp_path) == log(undisturbed)
+    assert_same_weights(undisturbed, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ not finite
+
+
+def spoil(*steps: int) -> None:
+    """These steps ruin the network and report a loss that is not a number."""
+    step = Learner.step
+
+    def spoilt(
+        self: Learner, parts: Any, lr: float, number: int, stop: bool = False
+    ) -> torch.Tensor:
+        values = step(self, parts, lr, number, stop)
+        if number in steps:
+            values[0] = math.nan
+            with torch.no_grad():
+                for parameter in self.network.parameters():
+                    parameter.fill_(math.nan)
+        return values
+
+    Learner.step = spoilt  # type: ignore[method-assign]
+
+
+def test_a_rollback_skips_the_window(dataset: Dataset, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    ended = ranks.run(
+        ranks.arguments(dataset, tmp_path, "--training.rollbacks=1"),
+        tmp_path,
+        hook=ranks.noting(notes, functools.partial(spoil, 5)),
+    )
+    assert ended.codes == [FINISHED] * 2, ended.outputs
+    assert (
+        "warning: the loss is nan in step 5: going back to the state before step 5 and skipping "
+        in (ended.outputs[0])
+    )
+    assert "(rollback 1 of 1)" in ended.outputs[0]
+    rows = log(tmp_path)
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    # The mean is over the three steps that were trained; near ln 3 for three classes.
+    assert 0.7 < rows[1]["train_loss"] < 1.5
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_rollbacks_are_counted(dataset: Dataset, tmp_path: Path) -> None:
+    """Of two spoilt windows only one may be skipped; here the first is a whole epoch."""
+    arguments = ranks.arguments(
+        dataset, tmp_path, "--training.rollbacks=1", "--checkpoint.every=9 minutes"
+    )
+    ended = ranks.run(arguments, tmp_path, ranks=1, hook=functools.partial(spoil, 7, 10))
+    assert ended.codes == [FAULT], ended.outputs
+    assert "skipping steps 4 to 7 (rollback 1 of 1)" in ended.outputs[0]
+    assert (
+        "error: the loss is nan in step 10; the last checkpoint is from before" in ended.outputs[0]
+    )
+    assert math.isnan(log(tmp_path)[1]["train_loss"])
+    state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (2, 0)
+    assert all(tensor.isfinite().all() for tensor in state["learner"]["model"].values())
+
+
+def values(loss: float, votes: float, norm: float) -> torch.Tensor:
+    return torch.tensor([loss, votes, norm])
+
+
+def test_fp16_overflows_are_counted_and_nothing_else_is_forgiven() -> None:
+    monitor = Monitor(torch.device("cpu"), skips_overflows=True)
+    for step, norm in enumerate((1.0, math.inf, math.nan, 1.0)):
+        monitor.push(step, values(2.0, 0.0, norm))
+    monitor.check()
+    assert monitor.overflows == 2
+    assert monitor.loss_sum == 8.0
+    monitor.push(4, values(math.inf, 0.0, 1.0))
+    with pytest.raises(NotFinite, match="the loss is inf in step 4"):
+        monitor.check()
+    strict = Monitor(torch.device("cpu"))
+    strict.push(7, values(2.0, 0.0, math.inf))
+    with pytest.raises(NotFinite, match="the gradient's norm is inf in step 7"):
+        strict.push(8, values(2.0, 0.0, 1.0))
+
+
+def test_every_rank_learns_of_a_stop_at_the_same_step() -> None:
+    """A rank that reads early, to save, must not stop before those that do not."""
+    early, late = Monitor(torch.device("cpu")), Monitor(torch.device("cpu"))
+    for monitor in (early, late):
+        monitor.push(0, values(1.0, 1.0, 1.0))
+    early.read()
+    assert not early.stop
+    for monitor in (early, late):
+        monitor.push(1, values(1.0, 0.0, 1.0))
+        assert monitor.stop
