@@ -7,6 +7,12 @@ Measures, interleaved over several rounds, the images per second of the training
 that already lie on the device, of the loader alone, and of both together, and prints the medians.
 ``ratio`` is both / min(step, loader): 1 means that the slower side hides the faster one entirely.
 
+Measures also what surviving costs. ``save_seconds`` is what the training step alone loses by one
+save of the whole state, from its call until the thread has written it, to a temporary folder:
+the time of that, less that of as many steps without. ``vote_seconds`` is what the agreement on
+stopping adds to a step, bounded from above by the whole all-reduce that also carries the loss and
+batch-norm's statistics. ``overhead_percent`` is the share of both with a save every 60 s.
+
 Without ``--data.train_dataset`` it writes photo-like images of its own; without ``--config`` it
 takes ResNet-50 with a batch of 512 on a GPU and ResNet-18 with a batch of 64 on a CPU. Under
 torchrun each figure is the sum over all processes.
@@ -29,8 +35,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from ffcv_r50 import checkpoint, distributed, recipe, settings
 from ffcv_r50 import config as configuration
-from ffcv_r50 import distributed, recipe, settings
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
@@ -41,6 +47,7 @@ from writers import writing
 from writers.config import Writing
 
 SYNTHETIC_IMAGES = 1024
+SAVE_INTERVAL = 60.0
 Count = Annotated[int, settings.Range(at_least=1)]
 
 
@@ -142,22 +149,66 @@ def measure(
         with loaded() as parts:
             return _rate(lambda steps: train(parts, steps), config, options, world)
 
+    def save(saver: checkpoint.Saver) -> float:
+        """Seconds that the step alone loses by one save."""
+        parts = iter(lambda: (images, labels), None)
+        train(parts, 2)
+        _wait(world)
+        seconds = []
+        for _ in range(options.steps):
+            began = time.perf_counter()
+            train(parts, 1)
+            distributed.from_main(True)
+            seconds.append(time.perf_counter() - began)
+        steps, began = 0, time.perf_counter()
+        if world.is_main:
+            saver.save({"learner": learner.state_dict(), "config": config.to_yaml()})
+        while distributed.from_main(saver.writing):
+            train(parts, 1)
+            steps += 1
+        lost = time.perf_counter() - began - steps * statistics.median(seconds)
+        saver.finish()
+        return lost
+
+    def vote() -> float:
+        """Seconds a step that the ranks need to agree on whether to stop."""
+        repeats = 100
+        sums = torch.zeros(2 + learner.statistics.size, device=world.device)
+        _wait(world)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            sums[1] = float(False) * plan.micro_batches
+            distributed.all_reduce_sum(sums)
+            _ = sums[1] / plan.micro_batches
+        _wait(world)
+        return (time.perf_counter() - began) / repeats
+
     kinds: dict[str, Callable[[], float]] = {
         "step": step_only,
         "loader": loader_only,
         "both": both,
     }
-    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(options.rounds):
-        for kind, run in kinds.items():
-            rates[kind].append(run())
-    step, load, together = (statistics.median(rates[kind]) for kind in kinds)
+    rates: dict[str, list[float]] = {kind: [] for kind in (*kinds, "save", "vote")}
+    with _temporary_folder(world) as folder:
+        saver = checkpoint.Saver(folder, 0.0, print)
+        for _ in range(options.rounds):
+            for kind, run in kinds.items():
+                rates[kind].append(run())
+            rates["save"].append(save(saver))
+            rates["vote"].append(vote())
+    step, load, together, save_seconds, vote_seconds = (
+        statistics.median(values) for values in rates.values()
+    )
+    step_seconds = config.training.batch_size / step
     return {
         "step_images_per_second": step,
         "loader_images_per_second": load,
         "both_images_per_second": together,
         "ratio": together / min(step, load),
         "bottleneck": "step" if step < load else "loader",
+        "save_seconds": save_seconds,
+        "vote_seconds": vote_seconds,
+        "overhead_percent": 100 * (save_seconds / SAVE_INTERVAL + vote_seconds / step_seconds),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
     }
 
@@ -186,12 +237,22 @@ def _dataset(config: Config, world: distributed.World) -> Iterator[Beton]:
     if config.data.train_dataset:
         yield Beton(config.data.train_dataset)
         return
-    with contextlib.ExitStack() as stack:
-        path = None
+    with _temporary_folder(world) as folder:
+        path = folder / "synthetic.beton"
         if world.is_main:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "synthetic.beton"
             write_synthetic(path, max(SYNTHETIC_IMAGES, config.training.batch_size))
-        yield Beton(distributed.from_main(path))
+        _wait(world)
+        yield Beton(path)
+
+
+@contextlib.contextmanager
+def _temporary_folder(world: distributed.World) -> Iterator[Path]:
+    """A folder of rank 0's, for all processes of the machine, until they have all left it."""
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if world.is_main:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield distributed.from_main(folder)
         _wait(world)
 
 
@@ -226,6 +287,11 @@ def _show(row: dict[str, str | float], config: Config, options: Options) -> None
     console.print(
         f"both / min(step, loader) = {row['ratio']:.2f}; the {row['bottleneck']} is the bottleneck "
         f"(medians of {options.rounds} rounds of {options.steps} steps)"
+    )
+    console.print(
+        f"a save costs the loop {1e3 * float(row['save_seconds']):.0f} ms, the agreement on stopping "
+        f"at most {1e6 * float(row['vote_seconds']):.0f} us a step: together "
+        f"{row['overhead_percent']:.2f} % with a save every {SAVE_INTERVAL:.0f} s"
     )
 
 

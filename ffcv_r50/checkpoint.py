@@ -121,6 +121,11 @@ class Saver:
         self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()
 
+    @property
+    def writing(self) -> bool:
+        """Whether what was given to :meth:`save` is still being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finish(self) -> bool:
         """Wait until what was given to :meth:`save` is written, or has failed.
 
