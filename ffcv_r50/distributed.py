@@ -65,9 +65,17 @@ def world(timeout_seconds: int) -> Iterator[World]:
         cores = _share_of_cores(place)
         torch.set_num_threads(min(threads, cores))
         yield World(*place[:4], device, cores, place.launcher)
+    except RuntimeError:
+        # Most likely a collective that broke: taking the group down might wait for peers that are
+        # gone, and the process is about to end anyway.
+        raise
+    except BaseException:
+        dist.destroy_process_group()
+        raise
+    else:
+        dist.destroy_process_group()
     finally:
         torch.set_num_threads(threads)
-        dist.destroy_process_group()
 
 
 def _join(place: Placement, device: torch.device, timeout_seconds: int) -> None:

@@ -30,6 +30,7 @@ RUN = {
     "make demo": ["DATASETS={tmp}/digits", "RUN={tmp}/run"],
     "make test": [],  # this very run
     "python -m ffcv_r50.recipe rcp/rn50_88ep.yaml --world-size 8": [],
+    "python -m benchmarks.faults --rounds 100": ["--rounds=2", "--json={tmp}/faults.json"],
     "python -m benchmarks.train_step": ["--steps=1", "--rounds=1", "--json={tmp}/step.json"],
 }
 
@@ -83,6 +84,13 @@ def test_the_step_benchmark(tmp_path: Path) -> None:
     assert row["ratio"] == pytest.approx(rates[2] / min(rates[:2]))
     assert row["bottleneck"] in ("step", "loader")
     assert f"the {row['bottleneck']} is the bottleneck" in output
+
+
+def test_the_faults_benchmark(tmp_path: Path) -> None:
+    run("python -m benchmarks.faults --rounds 100", tmp_path, 280)
+    row = json.loads((tmp_path / "faults.json").read_text())
+    assert (row["rounds"], row["survived"], row["bit_identical"]) == (2, 2, 2)
+    assert row["steps_lost_median"] <= row["steps_lost_max"]
 
 
 @pytest.mark.timeout(900)
