@@ -2,25 +2,23 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ffcv_r50 import checkpoint, distributed, recipe, run_folder, staging
+from ffcv_r50 import checkpoint, distributed, eval_only, recipe, run_folder, staging
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.data.loader import EvalLoader, TrainLoader
+from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED, Stopped, UserError
 from ffcv_r50.evaluation import Metrics, evaluate
 from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import Console, duration
 from ffcv_r50.preemption import Ballot, StopSignal
+from ffcv_r50.progress import Progress, Saves, Waiting, ratio
 from ffcv_r50.watch import Watch
-
-T = TypeVar("T")
 
 
 def run(config: Config) -> int:
@@ -40,7 +38,7 @@ def run(config: Config) -> int:
         for notice in config.notices:
             console.say(f"note: {notice}")
         if config.training.eval_only:
-            evaluate_only(config, world, console)
+            eval_only.run(config, world, console)
             return FINISHED
         this = Run(config, world, console, stop)
         folder = this.folder
@@ -63,30 +61,6 @@ def run(config: Config) -> int:
         finally:
             if folder:
                 folder.release()
-
-
-@dataclass
-class Progress:
-    """Where a run is; part of its checkpoints."""
-
-    epoch: int = 0
-    """Epochs that are trained and evaluated."""
-    step: int = 0
-    """Steps of the current epoch that are done; all of them where only its evaluation is left."""
-    skipped: int = 0
-    """Of those steps, how many a rollback left out."""
-    loss_sum: float = 0.0
-    """Of those steps that were not left out."""
-    train_seconds: float = 0.0
-    """Spent on them."""
-    wait_seconds: float = 0.0
-    """Of these, waiting for data."""
-    best_top_1: float = -1.0
-    run_seconds: float = 0.0
-    """Wall-clock time that all starts of the run have used."""
-    overflows: int = 0
-    """Steps skipped because an fp16 gradient overflowed."""
-    rollbacks: int = 0
 
 
 class Run:
@@ -138,7 +112,7 @@ class Run:
                 bad_images=config.data.bad_images,
                 pin_memory=world.device.type == "cuda",
             )
-            self.val_loader = _val_loader(config, self.val_set, world)
+            self.val_loader = eval_only.val_loader(config, self.val_set, world)
             self.learner = Learner(
                 config,
                 self.train_set.num_classes,
@@ -200,7 +174,7 @@ class Run:
         monitor = Monitor(self.world.device, skips_overflows=learner.precision == "fp16")
         monitor.loss_sum, seconds_before = progress.loss_sum, progress.train_seconds
         waited_before, overflows_before = progress.wait_seconds, progress.overflows
-        saves = _Saves(*config.checkpoint.interval)
+        saves = Saves(*config.checkpoint.interval)
         first, began = progress.step, time.perf_counter()
         with (
             self.train_loader.epoch(epoch, resolution, first) as batches,
@@ -263,14 +237,14 @@ class Run:
             "step": (epoch + 1) * self.steps,
             "lr": recipe.learning_rate(config, epoch, self.steps - 1, self.steps),
             "resolution": recipe.resolution(config, epoch),
-            "train_loss": _ratio(progress.loss_sum, trained),
+            "train_loss": ratio(progress.loss_sum, trained),
             "val_loss": metrics.loss,
             "top_1": metrics.top_1,
             "top_5": metrics.top_5,
-            "images_per_second": _ratio(
+            "images_per_second": ratio(
                 trained * config.training.batch_size, progress.train_seconds
             ),
-            "data_wait_fraction": _ratio(progress.wait_seconds, progress.train_seconds),
+            "data_wait_fraction": ratio(progress.wait_seconds, progress.train_seconds),
             "epoch_seconds": progress.train_seconds,
             "eval_seconds": eval_seconds,
         }
@@ -397,10 +371,10 @@ class Run:
             raise UserError(f"the saved state does not fit this network: {reason}") from error
         self.progress = progress = Progress(**state["progress"])
         # Where resume.allow lets the batch differ, the epoch goes on after the same samples.
-        ratio = state["batch_size"] / self.config.training.batch_size
-        progress.step = int(progress.step * ratio)
-        progress.skipped = int(progress.skipped * ratio)
-        progress.loss_sum *= ratio
+        scale = state["batch_size"] / self.config.training.batch_size
+        progress.step = int(progress.step * scale)
+        progress.skipped = int(progress.skipped * scale)
+        progress.loss_sum *= scale
 
     def _roll_back(self, error: NotFinite) -> None:
         """Go back to the newest checkpoint and go on behind the step that was not finite.
@@ -439,7 +413,7 @@ class Run:
             last = (self._unlogged or jsonl.read(self.folder.log))[-1]
             self.console.say(
                 f"finished: top-1 {last['top_1']:.2f} %, top-5 {last['top_5']:.2f} % on all "
-                f"{self.val_set.num_samples:,} validation images ({_how(self.config)}); best epoch "
+                f"{self.val_set.num_samples:,} validation images ({eval_only.how(self.config)}); best epoch "
                 f"{self.progress.best_top_1:.2f} %; {duration(self.progress.run_seconds)} in all; "
                 f"{self.folder.path}"
             )
@@ -449,95 +423,6 @@ class Run:
     def _record_fault(self, reason: str) -> None:
         if self.folder:
             self.folder.set_status("failed", reason=reason)
-
-
-def evaluate_only(config: Config, world: distributed.World, console: Console) -> None:
-    """Evaluate ``--checkpoint`` on the validation set and print its exact metrics."""
-    with distributed.agreed_errors():
-        assert config.checkpoint.file is not None, "the configuration asks for it"
-        val_set = Beton(config.data.val_dataset)
-        weights = checkpoint.load_weights(Path(config.checkpoint.file))
-        # The classifier comes last in every torchvision network.
-        num_classes = list(weights.values())[-1].shape[0]
-        if val_set.num_classes > num_classes:
-            raise UserError(
-                f"--checkpoint={config.checkpoint.file}: tells {num_classes} classes apart, "
-                f"{val_set.path} has {val_set.num_classes}"
-            )
-        learner = Learner(config, num_classes, 1, world)
-        try:
-            learner.network.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"--checkpoint={config.checkpoint.file}: does not fit model.arch="
-                f"{config.model.arch}: {reason}"
-            ) from error
-        val_loader = _val_loader(config, val_set, world)
-    with val_loader.epoch() as batches:
-        metrics = evaluate(
-            learner.network,
-            batches,
-            num_samples=val_set.num_samples,
-            device=world.device,
-            autocast=learner.autocast(),
-            tta=config.validation.tta,
-        )
-    console.say(
-        f"top-1 {metrics.top_1:.3f} %, top-5 {metrics.top_5:.3f} %, loss {metrics.loss:.4f} on all "
-        f"{metrics.count:,} validation images ({_how(config)})"
-    )
-
-
-class Waiting(Iterator[T]):
-    """An iterator that adds up how long its consumer waited for it.
-
-    Args:
-        iterator: to wait for.
-        arrived: called after each item.
-    """
-
-    def __init__(self, iterator: Iterator[T], arrived: Callable[[], None] = lambda: None) -> None:
-        self._iterator = iterator
-        self._arrived = arrived
-        self.seconds = 0.0
-
-    def __next__(self) -> T:
-        """The next item."""
-        began = time.perf_counter()
-        item = next(self._iterator)
-        self.seconds += time.perf_counter() - began
-        self._arrived()
-        return item
-
-
-class _Saves:
-    """When a checkpoint within an epoch is due.
-
-    Args:
-        every: steps or minutes.
-        unit: which of them.
-    """
-
-    def __init__(self, every: float, unit: str) -> None:
-        self._every = every
-        self._unit = unit
-        self._last = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether to save after ``step`` steps of the epoch."""
-        if self._unit == "steps":
-            return step % self._every == 0
-        now = time.monotonic()
-        if now - self._last < 60 * self._every:
-            return False
-        self._last = now
-        return True
-
-
-def _ratio(a: float, b: float) -> float:
-    """a / b; not a number for an epoch of which a rollback left out every step."""
-    return a / b if b else float("nan")
 
 
 def _restarted() -> bool:
@@ -565,22 +450,3 @@ def _check_classes(train_set: Beton, val_set: Beton) -> None:
             f"{val_set.path}: has {val_set.num_classes} classes, {train_set.path} has "
             f"{train_set.num_classes}; give files of one dataset"
         )
-
-
-def _val_loader(config: Config, val_set: Beton, world: distributed.World) -> EvalLoader:
-    return EvalLoader(
-        val_set,
-        batch_size=config.validation.batch_size,
-        resolution=config.validation.resolution,
-        crop_ratio=config.validation.crop_ratio,
-        rank=world.rank,
-        world_size=world.size,
-        num_workers=config.data.num_workers or world.cores,
-        bad_images=config.data.bad_images,
-        pin_memory=world.device.type == "cuda",
-    )
-
-
-def _how(config: Config) -> str:
-    tta = "no test-time augmentation" if config.validation.tta == "none" else "flip averaged"
-    return f"{config.validation.resolution} px, {tta}"

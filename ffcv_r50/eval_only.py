@@ -1,0 +1,71 @@
+"""A run that trains nothing: the exact metrics of saved weights."""
+
+from pathlib import Path
+
+from ffcv_r50 import checkpoint, distributed
+from ffcv_r50.config import Config
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import EvalLoader
+from ffcv_r50.errors import UserError
+from ffcv_r50.evaluation import evaluate
+from ffcv_r50.learner import Learner
+from ffcv_r50.logs.console import Console
+
+
+def run(config: Config, world: distributed.World, console: Console) -> None:
+    """Evaluate ``--checkpoint`` on the validation set and print its exact metrics."""
+    with distributed.agreed_errors():
+        assert config.checkpoint.file is not None, "the configuration asks for it"
+        val_set = Beton(config.data.val_dataset)
+        weights = checkpoint.load_weights(Path(config.checkpoint.file))
+        # The classifier comes last in every torchvision network.
+        num_classes = list(weights.values())[-1].shape[0]
+        if val_set.num_classes > num_classes:
+            raise UserError(
+                f"--checkpoint={config.checkpoint.file}: tells {num_classes} classes apart, "
+                f"{val_set.path} has {val_set.num_classes}"
+            )
+        learner = Learner(config, num_classes, 1, world)
+        try:
+            learner.network.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--checkpoint={config.checkpoint.file}: does not fit model.arch="
+                f"{config.model.arch}: {reason}"
+            ) from error
+        loader = val_loader(config, val_set, world)
+    with loader.epoch() as batches:
+        metrics = evaluate(
+            learner.network,
+            batches,
+            num_samples=val_set.num_samples,
+            device=world.device,
+            autocast=learner.autocast(),
+            tta=config.validation.tta,
+        )
+    console.say(
+        f"top-1 {metrics.top_1:.3f} %, top-5 {metrics.top_5:.3f} %, loss {metrics.loss:.4f} on all "
+        f"{metrics.count:,} validation images ({how(config)})"
+    )
+
+
+def val_loader(config: Config, val_set: Beton, world: distributed.World) -> EvalLoader:
+    """This rank's share of the validation set, as ``config.validation`` wants it."""
+    return EvalLoader(
+        val_set,
+        batch_size=config.validation.batch_size,
+        resolution=config.validation.resolution,
+        crop_ratio=config.validation.crop_ratio,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=config.data.num_workers or world.cores,
+        bad_images=config.data.bad_images,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def how(config: Config) -> str:
+    """How the validation images are looked at, for a line about a result."""
+    tta = "no test-time augmentation" if config.validation.tta == "none" else "flip averaged"
+    return f"{config.validation.resolution} px, {tta}"
