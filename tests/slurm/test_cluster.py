@@ -106,7 +106,8 @@ def cluster() -> Iterator[Cluster]:
     )
     if started.returncode:
         pytest.skip(f"no SLURM cluster here: {started.stderr.strip().splitlines()[-1]}")
-    yield Cluster(started.stdout.split("'")[1])
+    shown = subprocess.run([SCRIPT, "env"], capture_output=True, text=True, check=True).stdout
+    yield Cluster(shown.split("'")[1])
     if not was_up:
         subprocess.run([SCRIPT, "down"], check=True, capture_output=True)
 
