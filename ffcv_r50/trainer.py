@@ -148,7 +148,7 @@ class Run:
             f"x {self.plan.micro_batches} micro-batches x {self.plan.micro_batch_size} images; "
             f"batch-norm over {config.norm_batch_size}"
         )
-        if progress.epoch or progress.step:
+        if (progress.epoch or progress.step) and progress.epoch < config.training.epochs:
             console.say(
                 f"continuing after epoch {progress.epoch} of {config.training.epochs}"
                 + (f" and {progress.step:,} of {self.steps:,} steps" if progress.step else "")
