@@ -35,12 +35,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_r50 import checkpoint, distributed, recipe, settings
+from ffcv_r50 import checkpoint, distributed, loaders, recipe, settings
 from ffcv_r50 import config as configuration
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import exit_with
 from ffcv_r50.learner import Learner, Monitor
 from writers import writing
@@ -100,16 +99,7 @@ def measure(
     """The medians over all rounds, under the keys of ``--json``."""
     plan = recipe.plan(config, world.size)
     learner = Learner(config, dataset.num_classes, plan.micro_batches, world, plan.group_size)
-    loader = TrainLoader(
-        dataset,
-        seed=config.training.seed,
-        batch_size=config.training.batch_size,
-        micro_batch_size=plan.micro_batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        num_workers=config.data.num_workers or world.cores,
-        pin_memory=world.device.type == "cuda",
-    )
+    loader = loaders.train_loader(config, dataset, plan, world)
     epochs = iter(range(sys.maxsize))
 
     @contextlib.contextmanager

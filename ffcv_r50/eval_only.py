@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from ffcv_r50 import checkpoint, distributed
+from ffcv_r50 import checkpoint, distributed, loaders
 from ffcv_r50.config import Config
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.data.loader import EvalLoader
 from ffcv_r50.errors import UserError
 from ffcv_r50.evaluation import evaluate
 from ffcv_r50.learner import Learner
@@ -34,7 +33,7 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
                 f"--checkpoint={config.checkpoint.file}: does not fit model.arch="
                 f"{config.model.arch}: {reason}"
             ) from error
-        loader = val_loader(config, val_set, world)
+        loader = loaders.val_loader(config, val_set, world)
     with loader.epoch() as batches:
         metrics = evaluate(
             learner.network,
@@ -47,21 +46,6 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
     console.say(
         f"top-1 {metrics.top_1:.3f} %, top-5 {metrics.top_5:.3f} %, loss {metrics.loss:.4f} on all "
         f"{metrics.count:,} validation images ({how(config)})"
-    )
-
-
-def val_loader(config: Config, val_set: Beton, world: distributed.World) -> EvalLoader:
-    """This rank's share of the validation set, as ``config.validation`` wants it."""
-    return EvalLoader(
-        val_set,
-        batch_size=config.validation.batch_size,
-        resolution=config.validation.resolution,
-        crop_ratio=config.validation.crop_ratio,
-        rank=world.rank,
-        world_size=world.size,
-        num_workers=config.data.num_workers or world.cores,
-        bad_images=config.data.bad_images,
-        pin_memory=world.device.type == "cuda",
     )
 
 

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ffcv_r50 import checkpoint, distributed, eval_only, recipe, run_folder, staging
+from ffcv_r50 import checkpoint, distributed, eval_only, loaders, recipe, run_folder, staging
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED, Stopped, UserError
 from ffcv_r50.evaluation import Metrics, evaluate
 from ffcv_r50.learner import Learner, Monitor, NotFinite
@@ -96,23 +95,8 @@ class Run:
         with distributed.agreed_errors():
             self.train_set, self.val_set = (Beton(file) for file in files)
             _check_classes(self.train_set, self.val_set)
-            self.train_loader = TrainLoader(
-                self.train_set,
-                seed=config.training.seed,
-                batch_size=config.training.batch_size,
-                micro_batch_size=self.plan.micro_batch_size,
-                rank=world.rank,
-                world_size=world.size,
-                num_workers=config.data.num_workers or world.cores,
-                crop_scale=config.data.crop_scale,
-                crop_ratio=config.data.crop_ratio,
-                flip=config.data.flip,
-                order=config.data.order,
-                scaled_decode=config.data.scaled_decode,
-                bad_images=config.data.bad_images,
-                pin_memory=world.device.type == "cuda",
-            )
-            self.val_loader = eval_only.val_loader(config, self.val_set, world)
+            self.train_loader = loaders.train_loader(config, self.train_set, self.plan, world)
+            self.val_loader = loaders.val_loader(config, self.val_set, world)
             self.learner = Learner(
                 config,
                 self.train_set.num_classes,
@@ -134,9 +118,8 @@ class Run:
 
     def train(self) -> int:
         """From where the folder left off to the finished network."""
-        config, progress, console = self.config, self.progress, self.console
         self._continue()
-        progress = self.progress
+        config, progress, console = self.config, self.progress, self.console
         console.say(
             f"{config.model.arch}, {self.train_set.num_classes} classes, {self.learner.precision}; "
             f"{self.train_set.num_samples:,} training and {self.val_set.num_samples:,} validation "
