@@ -78,9 +78,6 @@ MOST_STARTS = 8
 TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
 """Values of the log that differ between equal runs."""
 
-# torch 2.15's agent keeps one store over restarts, where ranks find the addresses of dead peers.
-STORE_OF_EACH_ATTEMPT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -310,7 +307,6 @@ class Torchrun:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **STORE_OF_EACH_ATTEMPT},
             )
 
     def pids(self) -> list[int]:

@@ -2,10 +2,8 @@
 
 import contextlib
 import datetime
-import fcntl
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from ffcv_r50 import meeting
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.placement import Placement, placement
 
@@ -33,6 +32,8 @@ class World:
     """Cores for this process: those it may run on, less what its peers take of them."""
     launcher: str = "none"
     """Where the numbers come from: ``torchrun``, ``SLURM``, ``submitit`` or ``none``."""
+    restarted: bool = False
+    """Whether torchrun started the group again after an earlier one of the same call ended."""
 
     @property
     def is_main(self) -> bool:
@@ -64,7 +65,7 @@ def world(timeout_seconds: int) -> Iterator[World]:
     try:
         cores = _share_of_cores(place)
         torch.set_num_threads(min(threads, cores))
-        yield World(*place[:4], device, cores, place.launcher)
+        yield World(*place[:4], device, cores, place.launcher, _restarted())
     except RuntimeError:
         # Most likely a collective that broke: taking the group down might wait for peers that are
         # gone, and the process is about to end anyway.
@@ -80,25 +81,20 @@ def world(timeout_seconds: int) -> Iterator[World]:
 
 def _join(place: Placement, device: torch.device, timeout_seconds: int) -> None:
     # Whoever else has ranks meet (the watch over them) does so at the same host.
-    os.environ.setdefault("MASTER_ADDR", _meeting_point(place)[0])
-    _choose_interface(place)
+    os.environ.setdefault("MASTER_ADDR", meeting.point(place)[0])
+    meeting.choose_interface(place)
     try:
         dist.init_process_group(
             # Objects and error messages travel over gloo, tensors of the model over NCCL.
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=place.meeting,
+            store=meeting.meet(place, timeout_seconds),
             rank=place.rank,
             world_size=place.size,
             timeout=datetime.timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
         )
-    except dist.DistError as error:
-        reason = str(error).partition("\n")[0]
-        message = (
-            f"rank {place.rank} of {place.size} on {socket.gethostname()} did not meet its peers "
-            f"at {':'.join(_meeting_point(place))} within dist.timeout_seconds={timeout_seconds} "
-            f"({reason})"
-        )
+    except (RunFault, dist.DistError) as error:
+        message = str(error).partition("\n")[0]
         if place.rank:  # rank 0 alone prints what a program ends with, and may not get this far
             print(f"error: {message}", file=sys.stderr, flush=True)
         raise RunFault(message) from error
@@ -119,6 +115,13 @@ def _device(place: Placement) -> torch.device:
         f"{socket.gethostname()}: {place.local_size} processes for {visible} GPUs; "
         f"give {ask} of at most the number of GPUs"
     )
+
+
+def _restarted() -> bool:
+    # On every rank: only the agent whose process ended counts a restart.
+    counts = torch.tensor([float(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))])
+    all_reduce_sum(counts)
+    return counts.item() > 0
 
 
 # ------------------------------------------------------------------------------------------ cores
@@ -147,47 +150,6 @@ def _share_of_cores(place: Placement) -> int:
     return max(1, min(int(share + 1e-6), _granted_cores(place)))
 
 
-# ---------------------------------------------------------------------------------------- network
-
-
-def _meeting_point(place: Placement) -> tuple[str, str]:
-    if place.meeting == "env://":
-        return os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    address, _, port = place.meeting.removeprefix("tcp://").rpartition(":")
-    return address, port
-
-
-def _choose_interface(place: Placement) -> None:
-    """Have gloo talk over the interface that leads to the meeting point.
-
-    By itself it takes the one that the host's own name resolves to, which on many systems is the
-    loopback (127.0.1.1), where no other node can reach it.
-    """
-    if place.size > place.local_size and "GLOO_SOCKET_IFNAME" not in os.environ:
-        name = _interface_to(_meeting_point(place)[0])
-        if name not in ("", "lo"):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-
-
-def _interface_to(address: str) -> str:
-    """The network interface whose IPv4 address packets to ``address`` leave with; empty if none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, 9))  # asks the routing table; nothing is sent
-        except OSError:
-            return ""
-        ours = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe, 0x8915, request)  # SIOCGIFADDR
-            except OSError:
-                continue  # it has no IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == ours:
-                return name
-    return ""
-
-
 # ------------------------------------------------------------------------------------ description
 
 
@@ -212,7 +174,9 @@ def describe(world: World) -> list[str]:
             lines.append(f"SLURM allocated {tasks} tasks; this is one process (srun starts all)")
         return lines
     place = placement(os.environ)
-    interface = os.environ.get("GLOO_SOCKET_IFNAME") or _interface_to(_meeting_point(place)[0])
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or meeting.interface_to(
+        meeting.point(place)[0]
+    )
     network = f"gloo on {interface or 'the default interface'}"
     if world.device.type == "cuda":
         network = f"NCCL on {os.environ.get('NCCL_SOCKET_IFNAME', 'its own choice')}, {network}"

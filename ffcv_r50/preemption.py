@@ -7,6 +7,8 @@ sums to all of them (:meth:`ffcv_r50.learner.Learner.step`), so that all stop af
 
 import os
 import signal
+import socket
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,18 +18,29 @@ import torch.distributed as dist
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+# A forked child would report its signals as its parent's.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
 class StopSignal:
     """Listens for signals while it is entered; only in the main thread.
 
-    A second SIGINT ends the process at once, with the exit code 130 that shells expect of it.
+    A second SIGINT ends the process at once, with the exit code 130 that shells expect of it; also
+    while the main thread waits for its peers in a collective, where Python's handlers do not run.
     """
 
     asked: signal.Signals | None = None
     """The first signal that came; None while none did."""
-    _interrupted = False
 
     def __enter__(self) -> "StopSignal":
         self._process = os.getpid()
+        heard, self._signals = socket.socketpair()
+        self._signals.setblocking(False)
+        self._counting = threading.Thread(
+            target=_exit_at_second_interrupt, args=(heard,), name="signals", daemon=True
+        )
+        self._counting.start()
+        self._wakeup_before = signal.set_wakeup_fd(self._signals.fileno())
         self._before: dict[signal.Signals, Any] = {}
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._heard)
@@ -41,15 +54,23 @@ class StopSignal:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._signals.close()
+        self._counting.join()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # a forked child: it inherits the handler, and schedulers signal every process
-        if number == signal.SIGINT:
-            if self._interrupted:
+        if os.getpid() == self._process:  # a forked child inherits the handler, but is not meant
+            self.asked = self.asked or signal.Signals(number)
+
+
+def _exit_at_second_interrupt(heard: socket.socket) -> None:
+    """Read the signals that the interpreter writes as they come, until its end is closed."""
+    interrupts = 0
+    with heard:
+        while numbers := heard.recv(64):
+            interrupts += numbers.count(signal.SIGINT)
+            if interrupts > 1:
                 os._exit(128 + signal.SIGINT)
-            self._interrupted = True
-        self.asked = self.asked or signal.Signals(number)
 
 
 class Ballot:

@@ -5,7 +5,7 @@
     config.yaml         every setting, resolved; alone it starts the same run
     environment.json    versions, devices and the command line, of each start
     log.jsonl           one line an epoch
-    status.json         running, stopped (the same command continues), finished or failed
+    status.json         running, finished, stopped or lost (the same command continues), or failed
     checkpoints/        last.pt, previous.pt, best.pt: the state of the run
     weights.pt          the finished network: a plain state dict with torchvision's names
 """
@@ -163,12 +163,19 @@ class RunFolder:
         """Record what the run is doing, for schedulers and people: torchrun hides exit codes.
 
         Args:
-            state: ``running``, ``stopped`` (as asked: the same command continues), ``finished`` or
-                ``failed``.
+            state: ``running``, ``finished``, ``stopped`` (as asked: the same command continues),
+                ``lost`` (processes died or hung: it may continue) or ``failed`` (the same command
+                would fail again).
             code: the exit code, once there is one.
             reason: one line.
         """
-        row = {"state": state, "exit_code": code, "reason": reason, "time": _now()}
+        row = {
+            "state": state,
+            "exit_code": code,
+            "reason": reason,
+            "time": _now(),
+            "launch": _launch(),
+        }
         # A full disk must neither hide why a run ends nor change its exit code.
         with contextlib.suppress(OSError), atomic_write(self.path / STATUS) as file:
             file.write((json.dumps(row) + "\n").encode())
@@ -180,6 +187,16 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return status
+
+    def stopped_in_this_launch(self) -> bool:
+        """Whether a start after torchrun's first is its answer to a stop that was asked for.
+
+        ``torchrun --max-restarts`` takes exit code 75 for a fault and starts the group again, as
+        large as it was; when machines came or went it stops the group itself, by the same signals,
+        and starts it in another size.
+        """
+        status = self.status()
+        return (status.get("state"), status.get("launch")) == ("stopped", _launch())
 
     def put_aside(self) -> None:
         """Keep an earlier run's state, log and settings in a folder that nothing continues from."""
@@ -218,6 +235,11 @@ def differing(where: str, saved: str, config: Config) -> list[str]:
             "logging.folder"
         )
     return list(changes.values())
+
+
+def _launch() -> str:
+    """One start by a launcher: the same for what torchrun starts again, in the same size."""
+    return ":".join(os.environ.get(n, "") for n in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"))
 
 
 def _now() -> str:

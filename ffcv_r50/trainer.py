@@ -1,6 +1,5 @@
 """The training loop. Reads top to bottom: open, set up, continue, train, evaluate, save."""
 
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +40,9 @@ def run(config: Config) -> int:
             return FINISHED
         this = Run(config, world, console, stop)
         folder = this.folder
-        if distributed.from_main(_stopped_before(folder) if folder else None):
+        if world.restarted and distributed.from_main(
+            folder.stopped_in_this_launch() if folder else None
+        ):
             return STOPPED_AS_ASKED
         try:
             return this.train()
@@ -329,7 +330,7 @@ class Run:
         config, found = self.config, None
         with distributed.agreed_errors():
             if self.folder:
-                if config.resume.source == "none" and not _restarted():
+                if config.resume.source == "none" and not self.world.restarted:
                     self.folder.put_aside()
                 for change in self.folder.begin(config, self.world.size):
                     self.console.say(f"note: {change}, as resume.allow permits")
@@ -403,22 +404,9 @@ class Run:
             self.folder.set_status("finished", FINISHED)
         distributed.from_main(True if self.world.is_main else None)
 
-    def _record_fault(self, reason: str) -> None:
+    def _record_fault(self, state: str, reason: str) -> None:
         if self.folder:
-            self.folder.set_status("failed", reason=reason)
-
-
-def _restarted() -> bool:
-    """Whether torchrun started this process again after an earlier one of the same call ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def _stopped_before(folder: run_folder.RunFolder) -> bool:
-    """Whether this process is torchrun's answer to a stop that was asked for.
-
-    ``torchrun --max-restarts`` takes exit code 75 for a fault and starts the group again.
-    """
-    return _restarted() and folder.status().get("state") == "stopped"
+            self.folder.set_status(state, reason=reason)
 
 
 def _check_classes(train_set: Beton, val_set: Beton) -> None:

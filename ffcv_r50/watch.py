@@ -35,14 +35,15 @@ class Watch:
     Args:
         world: this process among its peers.
         timeout_seconds: how long a rank may make no progress before it counts as hung.
-        on_fault: called on rank 0 with the line that says what happened, before the process ends.
+        on_fault: called on rank 0 before the process ends, with ``lost`` (a rank died or hangs) or
+            ``failed`` (it gave a reason), and the line that says what happened.
     """
 
     def __init__(
         self,
         world: distributed.World,
         timeout_seconds: float,
-        on_fault: Callable[[str], None],
+        on_fault: Callable[[str, str], None],
     ) -> None:
         self._world = world
         self._timeout = timeout_seconds
@@ -137,7 +138,7 @@ class Watch:
                     who, code, reason = self._store.get("fault").decode().split("|", 2)
                     if who == str(self._world.rank):
                         return  # the main thread is on its way out, with its traceback
-                    self._end(who, code, reason)
+                    self._end(who, code, reason, "failed")
                 for rank, raw in zip(
                     ranks, self._store.multi_get([f"beat/{rank}" for rank in ranks]), strict=True
                 ):
@@ -180,14 +181,14 @@ class Watch:
                 f"at {seen[behind[0]].what} on {seen[behind[0]].host}",
             )
 
-    def _end(self, rank: str, code: str, reason: str) -> None:
+    def _end(self, rank: str, code: str, reason: str, state: str = "lost") -> None:
         """End this process: its main thread may be waiting for a rank that will never come."""
         line = reason if rank == str(self._world.rank) else f"rank {rank}: {reason}"
         if self._world.is_main or rank == "0":
             print(f"error: {line}", file=sys.stderr, flush=True)
         if self._world.is_main:
             with contextlib.suppress(Exception):
-                self._on_fault(line)
+                self._on_fault(state, line)
             # The others read the store, which ends with this process.
             self._over.wait(2 * INTERVAL)
         sys.stdout.flush()

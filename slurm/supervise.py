@@ -26,8 +26,6 @@ from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 STOPPED_AS_ASKED = 75
-LOST = "has not been heard of"
-"""What the watch over the ranks writes of one that died or whose machine is gone."""
 RESTARTS_WITHOUT_PROGRESS = 3
 
 End = Literal["finished", "stopped", "lost", "failed"]
@@ -73,7 +71,7 @@ def judge(code: int, before: Seen, after: Seen) -> tuple[End, str]:
     state, reason = status.get("state"), str(status.get("reason", ""))
     if code == STOPPED_AS_ASKED or state == "stopped":
         return "stopped", "stopped as asked"
-    if LOST in reason:
+    if state == "lost":
         return "lost", reason
     if code < 0 or code > 128:
         return "lost", f"a process was killed (exit code {code})"

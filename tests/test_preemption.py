@@ -1,5 +1,6 @@
 """A signal at any rank stops all of them, saved; the same command continues."""
 
+import ctypes
 import functools
 import json
 import multiprocessing
@@ -7,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +112,7 @@ def torchrun(send: signal.Signals, arguments: list[str], folder: Path) -> tuple[
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", "--max-restarts=1", str(script)]
     command += [*arguments, "--dist.timeout_seconds=10"]
-    # torch 2.15's agent keeps one store over restarts, with the addresses of dead peers in it.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     return result.returncode, result.stdout + result.stderr
 
@@ -155,16 +157,18 @@ def hear(numbers: tuple[signal.Signals, ...]) -> None:
 def fork_and_signal_the_child() -> None:
     with StopSignal() as stop:
         if not (child := os.fork()):
-            ranks.signal_self(signal.SIGTERM)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+                ranks.signal_self(number)
             os._exit(stop.asked is not None)
         _, child_status = os.waitpid(child, 0)
-        os._exit(child_status != 0 or stop.asked is not None)
+    os._exit(child_status != 0 or stop.asked is not None)
 
 
 def exit_code(work: Any) -> int | None:
     process = multiprocessing.get_context("forkserver").Process(target=work)
     process.start()
     process.join(60)
+    process.kill()
     return process.exitcode
 
 
@@ -179,6 +183,27 @@ def exit_code(work: Any) -> int | None:
 )
 def test_a_second_interrupt_exits_at_once(numbers: tuple[signal.Signals, ...], code: int) -> None:
     assert exit_code(functools.partial(hear, numbers)) == code
+
+
+def wait_where_no_handler_runs() -> None:
+    """Like a collective whose peer is gone; SIGINT comes again and again."""
+    mutex = ctypes.create_string_buffer(128)
+    lock = ctypes.CDLL(None).pthread_mutex_lock
+    process = os.getpid()
+
+    def interrupt() -> None:
+        while True:  # signals of one kind that are pending are one: the first may be two
+            os.kill(process, signal.SIGINT)
+            time.sleep(0.05)
+
+    with StopSignal():
+        lock(mutex)
+        threading.Thread(target=interrupt, daemon=True).start()
+        lock(mutex)
+
+
+def test_a_second_interrupt_exits_from_within_a_collective() -> None:
+    assert exit_code(wait_where_no_handler_runs) == 130
 
 
 def test_a_forked_childs_signal_is_not_ours() -> None:

@@ -127,6 +127,32 @@ def test_a_full_disk_does_not_change_how_a_run_ends(tmp_path: Path) -> None:
     folder.release()
 
 
+@pytest.mark.parametrize(
+    ("state", "then", "answer"),
+    [
+        ("stopped", {}, True),
+        ("running", {}, False),
+        ("stopped", {"TORCHELASTIC_RUN_ID": "another"}, False),  # stopped yesterday
+        ("stopped", {"WORLD_SIZE": "4"}, False),  # by torchrun, as machines came or went
+    ],
+)
+def test_a_restart_may_be_the_answer_to_a_stop(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    then: dict[str, str],
+    answer: bool,
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "id", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    folder = RunFolder(str(tmp_path))
+    folder.set_status(state)
+    for name, value in then.items():
+        monkeypatch.setenv(name, value)
+    assert folder.stopped_in_this_launch() == answer
+    folder.release()
+
+
 def test_a_row_of_the_log_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     jsonl.append(log, {"epoch": 0})

@@ -81,7 +81,7 @@ def test_the_files_it_installs_from_are_there() -> None:
     [
         ("srun started torchrun", "ffcv_r50/placement.py"),
         ("but SLURM started this process as", "ffcv_r50/placement.py"),
-        ("did not meet its peers", "ffcv_r50/distributed.py"),
+        ("did not meet its peers", "ffcv_r50/meeting.py"),
         ("SLURM allocated", "ffcv_r50/distributed.py"),
     ],
 )
