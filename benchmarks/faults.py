@@ -42,7 +42,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def main() -> int:
         done = len(outcomes)
         left = (options.rounds - done) * (time.monotonic() - began) / done
         console.print(
-            f"{done}/{options.rounds}  {kind}: {outcome.starts} starts, "
+            f"{done}/{options.rounds}  {kind}: {outcome.hits} hits, {outcome.starts} starts, "
             f"{sum(outcome.lost)} steps lost  {duration(left)} left"
         )
     console.print(_table(outcomes))
@@ -338,7 +338,7 @@ class Torchrun:
 
 
 class Missed(Exception):
-    """The start was over before its moment came."""
+    """The start was over before it could be hit."""
 
 
 class Failed(Exception):
@@ -354,26 +354,45 @@ class Blow:
     codes: list[int]
 
 
+class Moment(NamedTuple):
+    """In a start: so long after its ranks have taken so many steps of their own (0: are alive)."""
+
+    steps: int
+    seconds: float
+
+
 class Hit(Protocol):
     """Does its damage to a running start and waits until all processes are gone."""
 
-    def __call__(self, start: Start, moment: float, rng: random.Random) -> Blow:
-        """At ``moment`` seconds, or as soon after as it can be done."""
+    def __call__(self, start: Start, moment: Moment, rng: random.Random) -> Blow:
+        """At ``moment``, or as soon after as it can be done."""
 
 
-def _sleep_into(start: Start, moment: float) -> None:
-    """Wait ``moment`` seconds of a start, counted from when every process made its first note.
+def _wait_for(start: Start, moment: Moment) -> None:
+    """Return at ``moment``.
 
     Raises:
-        Missed: it ended before.
+        Missed: the start ended before.
+        Failed: the moment did not come.
     """
-    deadline = time.monotonic() + START_SECONDS
-    while len(list(start.folder.glob(f"{start.notes.name}.[0-9].[0-9]"))) < RANKS:
+    deadline = time.monotonic() + 2 * START_SECONDS
+    while _steps_taken(start) < moment.steps:
+        if start.wait(0.005) is not None:
+            raise Missed
         if time.monotonic() > deadline:
-            raise Failed("the processes did not come to life")
-        time.sleep(0.01)
-    if start.wait(moment) is not None:
+            raise Failed(f"did not get to its step {moment.steps}")
+    if start.wait(moment.seconds) is not None:
         raise Missed
+
+
+def _steps_taken(start: Start) -> int:
+    """Steps that every rank of the start has taken, over torchrun's restarts; -1 where not all of
+    them are alive yet.
+    """
+    notes = list(start.folder.glob(f"{start.notes.name}.[0-9].[0-9]"))
+    lines = {path: path.read_text().count("\n") for path in notes}
+    taken = [sum(lines[p] - 1 for p in notes if p.suffix == f".{rank}") for rank in range(RANKS)]
+    return min(taken) if len(notes) >= RANKS and all(lines.values()) else -1
 
 
 def _ended(start: Start, seconds: float) -> list[int]:
@@ -391,9 +410,9 @@ def _send(pid: int, number: signal.Signals) -> None:
         raise Missed from None
 
 
-def kill_one(start: Start, moment: float, rng: random.Random) -> Blow:
+def kill_one(start: Start, moment: Moment, rng: random.Random) -> Blow:
     """SIGKILL to one rank; the other must end by itself."""
-    _sleep_into(start, moment)
+    _wait_for(start, moment)
     if len(start.pids()) < RANKS:
         raise Missed
     victim = rng.randrange(RANKS)
@@ -410,9 +429,9 @@ def kill_one(start: Start, moment: float, rng: random.Random) -> Blow:
     return Blow(2 * EVERY, codes)
 
 
-def kill_all(start: Start, moment: float, rng: random.Random) -> Blow:
+def kill_all(start: Start, moment: Moment, rng: random.Random) -> Blow:
     """SIGKILL to every rank, as when the machine goes."""
-    _sleep_into(start, moment)
+    _wait_for(start, moment)
     start.kill()
     return Blow(2 * EVERY, _ended(start, 10))
 
@@ -420,8 +439,8 @@ def kill_all(start: Start, moment: float, rng: random.Random) -> Blow:
 def stop_by(number: signal.Signals) -> Hit:
     """A signal to a random rank; all must save and exit with 75."""
 
-    def hit(start: Start, moment: float, rng: random.Random) -> Blow:
-        _sleep_into(start, moment)
+    def hit(start: Start, moment: Moment, rng: random.Random) -> Blow:
+        _wait_for(start, moment)
         if len(start.pids()) < RANKS:
             raise Missed
         _send(rng.choice(start.pids()), number)
@@ -439,9 +458,9 @@ def stop_by(number: signal.Signals) -> Hit:
     return hit
 
 
-def kill_writing(start: Start, moment: float, rng: random.Random) -> Blow:
+def kill_writing(start: Start, moment: Moment, rng: random.Random) -> Blow:
     """SIGKILL to every rank while a checkpoint is being written."""
-    _sleep_into(start, moment)
+    _wait_for(start, moment)
     checkpoints = start.folder / "checkpoints"
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -457,8 +476,8 @@ def kill_writing(start: Start, moment: float, rng: random.Random) -> Blow:
 def damage(how: Callable[[Path, random.Random], None]) -> Hit:
     """SIGKILL to every rank, and the newest checkpoint is damaged."""
 
-    def hit(start: Start, moment: float, rng: random.Random) -> Blow:
-        _sleep_into(start, moment)
+    def hit(start: Start, moment: Moment, rng: random.Random) -> Blow:
+        _wait_for(start, moment)
         # With a single state there would be nothing whole to continue from.
         while not (start.folder / "checkpoints" / PREVIOUS).exists():
             if start.wait(0.01) is not None:
@@ -487,9 +506,9 @@ def flip_bit(path: Path, rng: random.Random) -> None:
         file.write(bytes([byte ^ 1 << rng.randrange(8)]))
 
 
-def fill_disk(start: Start, moment: float, rng: random.Random) -> Blow:
+def fill_disk(start: Start, moment: Moment, rng: random.Random) -> Blow:
     """The disk of the checkpoints fills up; then a kill of all ranks, or none; then there is room."""
-    _sleep_into(start, moment)
+    _wait_for(start, moment)
     checkpoints = start.folder / "checkpoints"
     before = _steps_taken(start)
     ballast = checkpoints / "ballast"
@@ -500,8 +519,10 @@ def fill_disk(start: Start, moment: float, rng: random.Random) -> Blow:
             with contextlib.suppress(OSError):
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))
         if rng.random() < 0.5:
-            start.wait(rng.uniform(0, moment))
-            start.kill()
+            later = Moment(_steps_taken(start) + rng.randint(1, 3 * EVERY), moment.seconds)
+            with contextlib.suppress(Missed):
+                _wait_for(start, later)
+                start.kill()
         codes = _ended(start, START_SECONDS)
     finally:
         ballast.unlink()
@@ -510,9 +531,9 @@ def fill_disk(start: Start, moment: float, rng: random.Random) -> Blow:
     return Blow(_steps_taken(start) - before + 2 * EVERY, codes)
 
 
-def restart_by_torchrun(start: Start, moment: float, rng: random.Random) -> Blow:
+def restart_by_torchrun(start: Start, moment: Moment, rng: random.Random) -> Blow:
     """SIGKILL to one rank of torchrun's, which starts the group again by itself."""
-    _sleep_into(start, moment)
+    _wait_for(start, moment)
     if len(start.pids()) < RANKS:
         raise Missed
     _send(rng.choice(start.pids()), signal.SIGKILL)
@@ -550,12 +571,6 @@ def _notes(folder: Path) -> list[list[dict[int, str]]]:
     return [[ranks.get(rank, {}) for rank in range(RANKS)] for _, ranks in sorted(starts.items())]
 
 
-def _steps_taken(start: Start) -> int:
-    return max(
-        path.read_text().count("\n") for path in start.folder.glob(f"{start.notes.name}.*.0")
-    )
-
-
 def _log(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in row if key not in TIMES} for row in rows]
@@ -567,6 +582,7 @@ class Outcome:
 
     kind: str
     starts: int = 0
+    hits: int = 0
     lost: list[int] = field(default_factory=list)
     """Steps trained again after each hit."""
     bit_identical: bool = False
@@ -579,7 +595,9 @@ class Reference:
     """The undisturbed run."""
 
     seconds: float
-    """From its first process's first note to its end."""
+    """From its processes' first notes to its end."""
+    start_seconds: float
+    """Of these, until the first step was taken."""
     weights: dict[str, torch.Tensor]
     log: list[dict[str, Any]]
     steps: list[tuple[str, ...]]
@@ -623,15 +641,17 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             start = Forked(self, folder, 0)
-            with contextlib.suppress(Missed):
-                _sleep_into(start, 0)
+            _wait_for(start, Moment(0, 0))
             began = time.monotonic()
+            _wait_for(start, Moment(1, 0))
+            start_seconds = time.monotonic() - began
             codes = _ended(start, 2 * START_SECONDS)
             if codes != [FINISHED] * RANKS:
                 raise UserError(f"{folder}: the undisturbed run failed; see {start.notes}.output.0")
             [ranks] = _notes(folder)
             self.reference = Reference(
                 time.monotonic() - began,
+                start_seconds,
                 torch.load(folder / "weights.pt", weights_only=True),
                 _log(folder),
                 list(zip(*(steps.values() for steps in ranks), strict=True)),
@@ -668,11 +688,10 @@ class Bench:
             outcome.starts += 1
             try:
                 if len(allowed) < hits:
-                    # Later starts have less left to do.
-                    most = self.reference.seconds * 0.95 / (1 + len(allowed))
-                    blow = hit(start, rng.uniform(0, most), rng)
+                    blow = hit(start, self._moment(folder, rng), rng)
                     codes = blow.codes
                     allowed.append(blow.allowed)
+                    outcome.hits += 1
                 else:
                     codes = _ended(start, 2 * START_SECONDS)
                     if any(codes):
@@ -680,6 +699,8 @@ class Bench:
             except Missed:
                 if allowed:
                     codes = _ended(start, TIMEOUT + 30)
+                    if any(codes):
+                        raise Failed(f"exit codes {codes} without a hit") from None
                 else:  # nothing was broken: once more from the start
                     start.kill()
                     shutil.rmtree(folder, ignore_errors=True)  # but for a file system in it
@@ -688,6 +709,15 @@ class Bench:
             finally:
                 start.kill()
         self._judge(folder, allowed, outcome)
+
+    def _moment(self, folder: Path, rng: random.Random) -> Moment:
+        """While it starts, after any step that is left but the last two, or in the next one."""
+        taken = [step for start in _notes(folder) for ranks in start for step in ranks]
+        left = len(self.reference.steps) - 1 - max(taken, default=-1)
+        steps = rng.randrange(max(left - 1, 1))
+        whole, start = self.reference.seconds, self.reference.start_seconds
+        each = (whole - start) / len(self.reference.steps)
+        return Moment(steps, rng.uniform(0, start if steps == 0 else each))
 
     def _judge(self, folder: Path, allowed: list[int], outcome: Outcome) -> None:
         weights = torch.load(folder / "weights.pt", weights_only=True)
@@ -737,8 +767,9 @@ def write_data(path: Path, count: int, seed: int) -> None:
 
 def _table(outcomes: list[Outcome]) -> Table:
     table = Table()
-    for column in ("hit by", "rounds", "survived", "hits", "steps lost: median", "worst"):
-        table.add_column(column, justify="left" if column == "hit by" else "right")
+    table.add_column("hit by", no_wrap=True)
+    for column in ("rounds", "survived", "hits", "steps lost: median", "worst"):
+        table.add_column(column, justify="right")
     for kind in [*KINDS, "all"]:
         rows = [outcome for outcome in outcomes if kind in (outcome.kind, "all")]
         lost = [steps for outcome in rows for steps in outcome.lost]
@@ -747,7 +778,7 @@ def _table(outcomes: list[Outcome]) -> Table:
                 kind,
                 str(len(rows)),
                 str(sum(not outcome.fault for outcome in rows)),
-                str(len(lost)),
+                str(sum(outcome.hits for outcome in rows)),
                 f"{statistics.median(lost):g}" if lost else "-",
                 str(max(lost)) if lost else "-",
             )
