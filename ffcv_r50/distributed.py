@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from ffcv_r50 import meeting
+from ffcv_r50 import cores, meeting
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.placement import Placement, placement
 
@@ -56,16 +56,16 @@ def world(timeout_seconds: int) -> Iterator[World]:
     place = placement(os.environ)
     device = _device(place)
     if not place.meeting:
-        yield World(0, 1, 0, 1, device, _granted_cores(place), place.launcher)
+        yield World(0, 1, 0, 1, device, cores.granted(place), place.launcher)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _join(place, device, timeout_seconds)
     threads = torch.get_num_threads()
     try:
-        cores = _share_of_cores(place)
-        torch.set_num_threads(min(threads, cores))
-        yield World(*place[:4], device, cores, place.launcher, _restarted())
+        share = cores.share(place, device)
+        torch.set_num_threads(min(threads, share))
+        yield World(*place[:4], device, share, place.launcher, _restarted())
     except RuntimeError:
         # Most likely a collective that broke: taking the group down might wait for peers that are
         # gone, and the process is about to end anyway.
@@ -122,32 +122,6 @@ def _restarted() -> bool:
     counts = torch.tensor([float(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))])
     all_reduce_sum(counts)
     return counts.item() > 0
-
-
-# ------------------------------------------------------------------------------------------ cores
-
-
-def _granted_cores(place: Placement) -> int:
-    """Cores that this process may run on and was given; those of its peers not taken off."""
-    cores = len(os.sched_getaffinity(0))
-    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    if given.isdecimal():  # where SLURM does not bind tasks to cores, this alone limits them
-        cores = min(cores, max(1, int(given) // place.local_size))
-    return cores
-
-
-def _share_of_cores(place: Placement) -> int:
-    """This process's cores, each divided by the processes of the machine that may run on it.
-
-    Where the launcher binds processes to cores of their own nothing is divided, where all may run
-    everywhere each gets an even share.
-    """
-    mine = (socket.gethostname(), os.sched_getaffinity(0))
-    everyone: list[tuple[str, set[int]]] = [("", set())] * place.size
-    dist.all_gather_object(everyone, mine)
-    here = [cores for host, cores in everyone if host == mine[0]]
-    share = sum(1 / sum(core in cores for cores in here) for core in mine[1])
-    return max(1, min(int(share + 1e-6), _granted_cores(place)))
 
 
 # ------------------------------------------------------------------------------------ description
