@@ -9,7 +9,7 @@ from ffcv_r50 import checkpoint, distributed, eval_only, loaders, recipe, run_fo
 from ffcv_r50.config import Config
 from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED, Stopped, UserError
+from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED, Stopped, UserError
 from ffcv_r50.evaluation import Metrics, evaluate
 from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
@@ -56,7 +56,8 @@ def run(config: Config) -> int:
             return STOPPED_AS_ASKED
         except BaseException as error:
             if folder:
-                folder.set_status("failed", reason=f"{type(error).__name__}: {error}")
+                code = BAD_INPUT if isinstance(error, UserError) else FAULT
+                folder.set_status("failed", code, f"{type(error).__name__}: {error}")
             raise
         finally:
             if folder:
@@ -404,9 +405,9 @@ class Run:
             self.folder.set_status("finished", FINISHED)
         distributed.from_main(True if self.world.is_main else None)
 
-    def _record_fault(self, state: str, reason: str) -> None:
+    def _record_fault(self, state: str, code: int, reason: str) -> None:
         if self.folder:
-            self.folder.set_status(state, reason=reason)
+            self.folder.set_status(state, code, reason)
 
 
 def _check_classes(train_set: Beton, val_set: Beton) -> None:

@@ -36,14 +36,14 @@ class Watch:
         world: this process among its peers.
         timeout_seconds: how long a rank may make no progress before it counts as hung.
         on_fault: called on rank 0 before the process ends, with ``lost`` (a rank died or hangs) or
-            ``failed`` (it gave a reason), and the line that says what happened.
+            ``failed`` (it gave a reason), the exit code, and the line that says what happened.
     """
 
     def __init__(
         self,
         world: distributed.World,
         timeout_seconds: float,
-        on_fault: Callable[[str, str], None],
+        on_fault: Callable[[str, int, str], None],
     ) -> None:
         self._world = world
         self._timeout = timeout_seconds
@@ -188,7 +188,7 @@ class Watch:
             print(f"error: {line}", file=sys.stderr, flush=True)
         if self._world.is_main:
             with contextlib.suppress(Exception):
-                self._on_fault(state, line)
+                self._on_fault(state, int(code), line)
             # The others read the store, which ends with this process.
             self._over.wait(2 * INTERVAL)
         sys.stdout.flush()

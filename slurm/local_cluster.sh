@@ -8,6 +8,8 @@
 #                                   No-op when it is not up. Logs stay in $CLUSTER_DIR/log.
 #   local_cluster.sh status [NODES] 0 = up and every node usable (and NODES of them, if given),
 #                                   3 = down, 1 = degraded.
+#   local_cluster.sh lose NODE      a machine vanishes (lose 2: n2): every process on it dies. With
+#                                   `lose NODE slurmd` only its daemon does. `back NODE` repairs it.
 #   local_cluster.sh env            shell code that points the SLURM clients at the cluster:
 #                                       eval "$(local_cluster.sh env)"; sinfo
 #
@@ -363,7 +365,8 @@ $gres_types
 FirstJobId=$(($(date +%s) % 10000000 + 1000))
 ReturnToService=2
 SlurmctldTimeout=60
-SlurmdTimeout=60
+# a node that is silent for so long is down (SLURM's own default is 300)
+SlurmdTimeout=20
 MessageTimeout=20
 TCPTimeout=5
 InactiveLimit=0
@@ -559,6 +562,38 @@ cmd_status() {
   return $rc
 }
 
+open_saved() { # NODE : reads what `up` saved and checks the number
+  [[ -f "$DIR/saved" ]] || die "not up"
+  # shellcheck disable=SC1091
+  . "$DIR/saved"
+  [[ ${1:-} =~ ^[1-9][0-9]?$ && $1 -le $NODES ]] || die "no node '${1:-}': there are $NODES"
+}
+
+cmd_lose() { # NODE [slurmd]
+  local pids _
+  open_saved "${1:-}"
+  if [[ ${2:-} == slurmd ]]; then
+    alive "slurmd-n$1" || die "slurmd of n$1 does not run"
+    read -r pids _ <"$RUN/slurmd-n$1.pid"
+  else
+    [[ $MODE == netns ]] || die "only in netns mode: a node's processes are not known otherwise"
+    pids=$(ip netns pids "$(ns "$1")")
+  fi
+  # shellcheck disable=SC2086
+  kill -KILL $pids
+}
+
+cmd_back() { # NODE
+  open_saved "${1:-}"
+  exec 9>"$DIR/lock"
+  flock -w 300 9 || die "another local_cluster.sh holds $DIR/lock"
+  if ! alive "slurmd-n$1"; then
+    in_node "$1" slurmd -D -f "$CONF" -N "n$1"
+    spawn "slurmd-n$1" "${NODE_CMD[@]}"
+  fi
+  wait_for "node n$1 to be up" "slurmd-n$1" sh -c "SLURM_CONF='$CONF' sinfo -h -N -n n$1 -t idle,mix,alloc,comp -o %N%T | grep -v '[*]' | grep -q n$1"
+}
+
 cmd_env() {
   echo "export SLURM_CONF='$CONF'"
 }
@@ -567,9 +602,11 @@ case "${1:-}" in
   up) cmd_up "${2:-2}" ;;
   down) cmd_down ;;
   status) cmd_status "${2:-}" ;;
+  lose) cmd_lose "${2:-}" "${3:-}" ;;
+  back) cmd_back "${2:-}" ;;
   env) cmd_env ;;
   *)
-    sed -n '3,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '3,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

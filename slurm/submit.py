@@ -196,10 +196,10 @@ def supervised(words: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, lambda number, frame: process.send_signal(number))
         code = process.wait()
-    if code == STOPPED_AS_ASKED:  # requeued: the result is for the last start to write
-        os._exit(code)
     if code:
-        raise RuntimeError(f"the training ended with exit code {code}; its log says why")
+        # Requeued, the result is for the last start to write; failed, submitit's report of it would
+        # bury the reason, which is the log's last line.
+        os._exit(code)
 
 
 def executor(options: argparse.Namespace, folder: Path) -> Any:

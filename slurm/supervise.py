@@ -105,7 +105,8 @@ def main(argv: list[str]) -> int:
         return code if 0 < code < 128 else 1
     if end == "failed":
         _say(f"error: {reason}")
-        return code
+        recorded = after.status.get("exit_code") if after.status != before.status else None
+        return int(recorded or code)  # torchrun's is always 1
     if job is None:
         _say(f"{reason}; the same command continues")
         return STOPPED_AS_ASKED

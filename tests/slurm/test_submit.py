@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
 from slurm import submit
 from tests.conftest import REPOSITORY, Dataset
@@ -210,6 +211,17 @@ def test_following_shows_the_log_and_ends_with_the_result(
     assert printed.endswith(f"{status['state'] if status else 'never began'}\n")
 
 
+def damage_every_jpeg(source: Path, target: Path) -> None:
+    """A ``.beton`` of which no JPEG can be decoded."""
+    content = bytearray(source.read_bytes())
+    beton = Beton(source)
+    for offset, size in zip(beton.offsets, beton.sizes, strict=True):
+        if content[offset : offset + 2] == b"\xff\xd8":
+            content[offset : offset + size] = bytes(int(size))
+    target.write_bytes(content)
+    shutil.copy(f"{source}.json", f"{target}.json")
+
+
 def test_the_same_on_this_machine_without_slurm(dataset: Dataset, tmp_path: Path) -> None:
     short = ["--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}"]
     words = ["--local", "--gpus-per-node=2", *dataset.arguments(tmp_path / "run"), *short]
@@ -223,3 +235,24 @@ def test_the_same_on_this_machine_without_slurm(dataset: Dataset, tmp_path: Path
     assert "finished: top-1" in done.stdout
     assert done.stdout.endswith(f"{tmp_path / 'run'}: finished\n")
     assert (tmp_path / "run" / "weights.pt").exists()
+
+
+def test_a_failure_on_this_machine_ends_with_its_reason(dataset: Dataset, tmp_path: Path) -> None:
+    """What only the run itself can find: an image that cannot be decoded."""
+    broken = tmp_path / "broken.beton"
+    damage_every_jpeg(dataset.train, broken)
+    arguments = [
+        word for word in dataset.arguments(tmp_path / "run") if "train_dataset" not in word
+    ]
+    words = ["--local", "--gpus-per-node=2", *arguments, f"--data.train_dataset={broken}"]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "slurm" / "submit.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    *_, reason, last = done.stdout.splitlines()
+    assert reason.startswith("supervise: error: "), done.stdout
+    assert str(broken) in reason
+    assert last.endswith(f"{tmp_path / 'run'}: failed")

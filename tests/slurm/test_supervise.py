@@ -125,6 +125,11 @@ def test_a_bug_fails_once_with_its_reason(job: Job) -> None:
     assert not job.requeued.exists()
 
 
+def test_the_recorded_code_is_not_hidden_by_torchrun(job: Job) -> None:
+    status = {"state": "failed", "exit_code": 2, "reason": "UserError: x.beton", "time": "2"}
+    assert job.run(recording(status, "raise SystemExit(1)"))[0] == 2
+
+
 KILLED = recording(RUNNING, "os.kill(os.getpid(), signal.SIGKILL)")
 
 
