@@ -207,7 +207,9 @@ class Run:
                     f"{batches.bad_images} unreadable images were replaced by gray ones"
                 )
         if monitor.overflows:
-            self.console.say(f"{monitor.overflows} steps were skipped: fp16 gradients overflowed")
+            self.console.say(
+                f"steps skipped because fp16 gradients overflowed: {monitor.overflows}"
+            )
 
     def _evaluate_epoch(self) -> None:
         """Evaluate the epoch whose steps are done, log it and save."""

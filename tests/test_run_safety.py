@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ffcv_r50 import checkpoint
+from ffcv_r50 import checkpoint, learner
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED
@@ -299,6 +300,46 @@ def test_fp16_overflows_are_counted_and_nothing_else_is_forgiven() -> None:
     strict.push(7, values(2.0, 0.0, math.inf))
     with pytest.raises(NotFinite, match="the gradient's norm is inf in step 7"):
         strict.push(8, values(2.0, 0.0, 1.0))
+
+
+ONE_EPOCH = ("--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}")
+
+
+def overflow_in_step_2(notes: Path) -> None:
+    """Train in fp16, which CPUs can too, with a loss scale that overflows once."""
+    learner.choose_precision = lambda asked, device: "fp16"
+    step = Learner.step
+
+    def scaled(
+        self: Learner, parts: Any, lr: float, number: int, stop: bool = False
+    ) -> torch.Tensor:
+        self.scaler.scale(torch.zeros(1))  # its first use makes its tensors
+        self.scaler.update(2.0**127 if number == 2 else 1024.0)
+        before = [parameter.detach().clone() for parameter in self.network.parameters()]
+        values = step(self, parts, lr, number, stop)
+        same = all(map(torch.equal, before, self.network.parameters()))
+        (notes / f"{number:02}.{os.environ['RANK']}").write_text("skipped" if same else "taken")
+        return values
+
+    Learner.step = scaled  # type: ignore[method-assign]
+
+
+def test_an_fp16_overflow_skips_its_step_everywhere(dataset: Dataset, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    ended = ranks.run(
+        ranks.arguments(dataset, tmp_path, *ONE_EPOCH),
+        tmp_path,
+        hook=functools.partial(overflow_in_step_2, notes),
+    )
+    assert ended.codes == [FINISHED] * 2, ended.outputs
+    assert "steps skipped because fp16 gradients overflowed: 1" in ended.outputs[0]
+    skipped = [path.name for path in sorted(notes.iterdir()) if path.read_text() == "skipped"]
+    assert skipped == ["02.0", "02.1"]
+    state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)
+    assert state["progress"]["overflows"] == 1
+    assert state["learner"]["scaler"]["scale"] == 1024.0
+    assert all(math.isfinite(row["train_loss"]) for row in log(tmp_path))
 
 
 def test_every_rank_learns_of_a_stop_at_the_same_step() -> None:
