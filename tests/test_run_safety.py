@@ -153,6 +153,37 @@ def test_a_finished_run_is_extended(undisturbed: Path, dataset: Dataset, tmp_pat
     assert rows[3]["lr"] == pytest.approx(0.001 / 4)  # the new schedule, one step before its end
 
 
+def test_the_batch_changes_in_the_middle_of_an_epoch(dataset: Dataset, tmp_path: Path) -> None:
+    """From 16 to 8 images a step after two of epoch 1's four: the same samples follow, in eights."""
+    fixed = ("--schedule.resolution={0: 32}", "--schedule.lr={0: 0.001}")
+    notes = {name: tmp_path / name for name in ("sixteen", "eight")}
+    for path in notes.values():
+        path.mkdir()
+    stopped = ranks.run(
+        ranks.arguments(dataset, tmp_path / "run", *fixed),
+        tmp_path,
+        hook=ranks.noting(notes["sixteen"], ranks.at_step(4, signal.SIGTERM, rank=0)),
+    )
+    assert stopped.codes == [STOPPED_AS_ASKED] * 2, stopped.outputs
+    ended = ranks.run(
+        ranks.arguments(dataset, tmp_path / "whole", *fixed),
+        tmp_path,
+        hook=ranks.noting(notes["sixteen"]),
+    )
+    assert ended.codes == [FINISHED] * 2, ended.outputs
+    sixteen = list(itertools.chain(*ranks.noted(notes["sixteen"]).values()))
+
+    allow = "--resume.allow=training.batch_size,schedule.lr"
+    smaller = ranks.arguments(dataset, tmp_path / "run", *fixed, "--training.batch_size=8", allow)
+    continued = ranks.run(smaller, tmp_path, ranks=1, hook=ranks.noting(notes["eight"]))
+    assert continued.codes == [FINISHED], continued.outputs
+    eight = ranks.noted(notes["eight"])
+    first = min(eight)
+    assert first == 2 * (4 + 3), "the wish before step 4 was known after step 6"
+    assert list(eight) == list(range(first, 24))
+    assert [parts for [parts] in eight.values()] == sixteen[first:]
+
+
 def test_a_new_folder_starts_from_a_named_state(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
