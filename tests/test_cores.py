@@ -76,16 +76,16 @@ def test_a_limit_is_shared_by_the_processes_of_the_machine(
     assert cores.granted(ALONE) == 5
 
 
-GPUS = {0: "0000:3b:00.0", 1: "0000:af:00.0"}
+GPUS = {bus: f"0000:{bus:02x}:00.0" for bus in (0x3B, 0x3C, 0xAF, 0xB0)}
 
 
 def gpus_on(machine: Path, monkeypatch: pytest.MonkeyPatch, *nodes: int) -> None:
     """GPU i hangs on NUMA node ``nodes[i]``; cores 0 to 3 are on node 0, 4 to 7 on node 1."""
-    for gpu, node in enumerate(nodes):
-        write(machine / "DEVICES" / GPUS[gpu] / "numa_node", str(node))
+    buses = list(GPUS)
+    for bus, node in zip(buses, nodes, strict=False):
+        write(machine / "DEVICES" / GPUS[bus] / "numa_node", str(node))
     write(machine / "NUMA_NODES" / "node0" / "cpulist", "0-2,3")
     write(machine / "NUMA_NODES" / "node1" / "cpulist", "4-7")
-    buses = {0: 0x3B, 1: 0xAF}
     monkeypatch.setattr(
         torch.cuda,
         "get_device_properties",
@@ -101,18 +101,19 @@ def gpus_on(machine: Path, monkeypatch: pytest.MonkeyPatch, *nodes: int) -> None
         ((0, 1), [{0, 1, 2, 3}, {4, 5, 6, 7}], 4),
         ((1, 0), [{4, 5, 6, 7}, {0, 1, 2, 3}], 4),
         ((0, 0), [None, None], 4),  # bound, each would have two
+        ((0, 0, 0, 1), [None] * 4, 2),  # three of them would have one
         ((-1, -1), [None, None], 4),  # the kernel does not know
     ],
 )
 def test_processes_are_bound_beside_their_gpus_where_none_loses(
     machine: Path,
     monkeypatch: pytest.MonkeyPatch,
-    nodes: tuple[int, int],
+    nodes: tuple[int, ...],
     bound: list[set[int] | None],
     share: int,
 ) -> None:
     gpus_on(machine, monkeypatch, *nodes)
-    devices = [torch.device("cuda", i) for i in range(2)]
+    devices = [torch.device("cuda", i) for i in range(len(nodes))]
     told = [("host", set(range(8)), cores.near(device, set(range(8)))) for device in devices]
     asked: list[set[int]] = []
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, allowed: asked.append(allowed))
@@ -125,6 +126,6 @@ def test_processes_are_bound_beside_their_gpus_where_none_loses(
     monkeypatch.setattr(dist, "all_gather_object", gather)
     for rank, device in enumerate(devices):
         asked.clear()
-        place = Placement(rank, 2, rank, 2, "torchrun", "env://")
+        place = Placement(rank, len(nodes), rank, len(nodes), "torchrun", "env://")
         assert cores.share(place, device) == share
         assert asked == ([] if bound[rank] is None else [bound[rank]])

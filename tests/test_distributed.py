@@ -97,6 +97,7 @@ import os, sys
 import torch
 from ffcv_r50 import distributed
 
+torch.set_num_threads(2)
 for i, cores in enumerate(eval(sys.argv[1])):  # one group after the other, to start only once
     os.environ["SLURM_STEP_ID"] = str(i)
     everywhere = os.sched_getaffinity
@@ -104,7 +105,7 @@ for i, cores in enumerate(eval(sys.argv[1])):  # one group after the other, to s
     with distributed.world(60) as world:
         total = torch.tensor([world.rank + 1.0])
         distributed.all_reduce_sum(total)
-        print(world.cores, int(total), *distributed.describe(world), sep="|")
+        print(world.cores, int(total), torch.get_num_threads(), *distributed.describe(world), sep="|")
     os.sched_getaffinity = everywhere
 """
 
@@ -133,9 +134,9 @@ def test_a_slurm_step_meets_shares_its_cores_and_describes_itself() -> None:
     outputs = [task.communicate(timeout=120)[0].splitlines() for task in tasks]
     host = socket.gethostname()
     assert outputs[0] == [
-        f"3|3|{host}: ranks 0-1, CPU, 3 cores each, gloo on lo",
-        f"3|3|{host}: ranks 0-1, CPU, 3 / 2 cores each, gloo on lo",
-        f"1|3|{host}: ranks 0-1, CPU, 1 core each, gloo on lo",
+        f"3|3|2|{host}: ranks 0-1, CPU, 3 cores each, gloo on lo",
+        f"3|3|2|{host}: ranks 0-1, CPU, 3 / 2 cores each, gloo on lo",
+        f"1|3|1|{host}: ranks 0-1, CPU, 1 core each, gloo on lo",
     ]
     assert [line[0] for line in outputs[1]] == ["3", "2", "1"]
 
