@@ -1,5 +1,6 @@
 """The ranks of each start meet each other and nobody of an earlier one."""
 
+import os
 import re
 import socket
 import threading
@@ -84,3 +85,29 @@ def test_a_store_that_may_be_an_earlier_ones_is_named_as_the_cause(
     hint = "if torchrun has restarted, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it"
     with pytest.raises(RunFault, match=re.escape(hint)):
         meeting.meet(place, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("leads", "given", "local_size", "chosen"),
+    [
+        ("eth7", None, 1, "eth7"),
+        ("eth7", "ib0", 1, "ib0"),  # the user knows better
+        ("lo", None, 1, None),  # rank 0's own machine
+        ("eth7", None, 2, None),  # all on one machine
+    ],
+)
+def test_gloo_talks_where_the_meeting_point_is(
+    monkeypatch: pytest.MonkeyPatch,
+    leads: str,
+    given: str | None,
+    local_size: int,
+    chosen: str | None,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    if given:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+    monkeypatch.setattr(meeting, "interface_to", lambda address: {"n1": leads}[address])
+    place = Placement(0, 2, 0, local_size, "SLURM", "tcp://n1:12345")
+    meeting.choose_interface(place)
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
