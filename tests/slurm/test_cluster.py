@@ -116,6 +116,7 @@ def test_the_time_limit(cluster: Cluster, undisturbed: Path) -> None:
     cluster.call("scontrol", "update", f"JobId={job.number}", "EndTime=now+100")
     text = check_continued(cluster, job, undisturbed)
     assert "stopped by SIGUSR2; the state is saved" in text
+    assert "User defined signal" not in text, "torchrun died of it, before its processes ended"
     assert f"job {job.number} is requeued" in text
 
 
