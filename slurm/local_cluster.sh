@@ -35,8 +35,8 @@
 #   CLUSTER_CPUS        CPUs each node pretends to have      8
 #   CLUSTER_MEM_MB      memory each node pretends to have    65536
 #   CLUSTER_GPUS        fake GPUs per node (gres/gpu)        2
-#   CLUSTER_PORT        base TCP port                        26817
-#   CLUSTER_SUBNET      /24 of the bridge in netns mode      10.213.77
+#   CLUSTER_PORT        base TCP port                        28617
+#   CLUSTER_SUBNET      /24 of the bridge in netns mode      10.217.83
 #   CLUSTER_GRACE       GraceTime (s) of partition `main`    15
 #   CLUSTER_REQUEUE_DELAY  seconds a requeued job waits,     10
 #                         at least 5 (SLURM's own default is 120)
@@ -58,8 +58,8 @@ MODE=${CLUSTER_MODE:-auto}
 CPUS=${CLUSTER_CPUS:-8}
 MEM_MB=${CLUSTER_MEM_MB:-65536}
 GPUS=${CLUSTER_GPUS:-2}
-PORT=${CLUSTER_PORT:-26817}
-SUBNET=${CLUSTER_SUBNET:-10.213.77}
+PORT=${CLUSTER_PORT:-28617}
+SUBNET=${CLUSTER_SUBNET:-10.217.83}
 GRACE=${CLUSTER_GRACE:-15}
 REQUEUE_DELAY=${CLUSTER_REQUEUE_DELAY:-10}
 KILL_WAIT=${CLUSTER_KILL_WAIT:-5}
