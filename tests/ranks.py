@@ -5,6 +5,7 @@ happen is a function that the rank calls before it trains; it puts itself in fro
 """
 
 import functools
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -90,7 +91,10 @@ def run(arguments: list[str], folder: Path, *, ranks: int = 2, hook: Hook | None
 
 
 def _stopped(pid: int | None) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):  # it ended just now
+        return False
 
 
 def _rank(
@@ -180,3 +184,35 @@ def noted(folder: Path) -> dict[int, list[str]]:
     for path in sorted(folder.iterdir()):
         steps.setdefault(int(path.stem), []).extend(path.read_text().splitlines())
     return steps
+
+
+# ------------------------------------------------------------------------------------ what a run left
+
+TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
+"""Values of the log that differ between equal runs."""
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log, without times."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What a run says of itself."""
+    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return content
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    """Both runs ended with the same bits."""
+    before, after = (torch.load(run / "weights.pt", weights_only=True) for run in (one, two))
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Both runs ended with the same bits and the same log."""
+    assert_same_weights(one, two)
+    assert log(one) == log(two)

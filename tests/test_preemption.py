@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import json
 import multiprocessing
 import os
 import signal
@@ -14,31 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ffcv_r50.errors import FINISHED, STOPPED_AS_ASKED
 from ffcv_r50.preemption import SIGNALS, Ballot, StopSignal
 from tests import ranks
 from tests.conftest import REPOSITORY, Dataset
-
-TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    before, after = (torch.load(run / "weights.pt", weights_only=True) for run in (one, two))
-    for name in before:
-        assert torch.equal(before[name], after[name]), name
-    assert log(one) == log(two)
-
-
-def status(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +41,14 @@ def test_a_signal_at_one_rank_stops_all_and_nothing_is_lost(
     assert stopped.codes == [STOPPED_AS_ASKED] * 2, stopped.outputs
     who = number.name if rank == 0 else "another rank"
     assert f"stopped by {who}; the state is saved, the same command continues" in stopped.outputs[0]
-    assert status(tmp_path)["state"] == "stopped"
-    assert status(tmp_path)["exit_code"] == STOPPED_AS_ASKED
+    assert ranks.status(tmp_path)["state"] == "stopped"
+    assert ranks.status(tmp_path)["exit_code"] == STOPPED_AS_ASKED
     continued = ranks.run(arguments, tmp_path)
     assert continued.codes == [FINISHED] * 2, continued.outputs
     # The wish was heard before step 4, travelled with step 5 and was known after step 6.
     assert "continuing after epoch 1 of 3 and 3 of 4 steps" in continued.outputs[0]
-    assert status(tmp_path)["state"] == "finished"
-    assert_same_run(undisturbed, tmp_path)
+    assert ranks.status(tmp_path)["state"] == "finished"
+    ranks.assert_same_run(undisturbed, tmp_path)
 
 
 def stop_at_first_ballot() -> None:
@@ -90,7 +69,7 @@ def test_a_stop_during_the_evaluation(undisturbed: Path, dataset: Dataset, tmp_p
     assert not (tmp_path / "log.jsonl").exists()
     continued = ranks.run(arguments, tmp_path)
     assert "continuing after epoch 0 of 3 and 4 of 4 steps" in continued.outputs[0]
-    assert_same_run(undisturbed, tmp_path)
+    ranks.assert_same_run(undisturbed, tmp_path)
 
 
 TORCHRUN_RANK = """
@@ -123,7 +102,7 @@ def test_torchrun_restarts_after_a_kill_and_continues(
     code, output = torchrun(signal.SIGKILL, ranks.arguments(dataset, tmp_path), tmp_path)
     assert code == 0, output
     assert "continuing after epoch 1 of 3" in output
-    assert_same_run(undisturbed, tmp_path)
+    ranks.assert_same_run(undisturbed, tmp_path)
 
 
 def test_torchrun_does_not_restart_a_stop(dataset: Dataset, tmp_path: Path) -> None:
@@ -131,7 +110,7 @@ def test_torchrun_does_not_restart_a_stop(dataset: Dataset, tmp_path: Path) -> N
     code, output = torchrun(signal.SIGTERM, ranks.arguments(dataset, tmp_path), tmp_path)
     assert code != 0
     assert output.count("epochs of 4 steps") == 1, output
-    assert status(tmp_path)["state"] == "stopped"
+    assert ranks.status(tmp_path)["state"] == "stopped"
 
 
 # ------------------------------------------------------------------------------------ one process

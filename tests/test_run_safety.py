@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 import os
 import shutil
@@ -21,19 +20,6 @@ from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
 from tests import ranks
 from tests.conftest import Dataset
-
-TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    before, after = (torch.load(run / "weights.pt", weights_only=True) for run in (one, two))
-    for name in before:
-        assert torch.equal(before[name], after[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +46,8 @@ def test_killed_in_the_middle_of_an_epoch(
     assert continued.codes == [FINISHED], continued.outputs
     # A state after every step; that of step 5, or the one before it, was the last to be whole.
     assert min(ranks.noted(notes)) in (4, 5, 6)
-    assert_same_weights(undisturbed, tmp_path)
-    assert log(undisturbed) == log(tmp_path)
+    ranks.assert_same_weights(undisturbed, tmp_path)
+    assert ranks.log(undisturbed) == ranks.log(tmp_path)
 
 
 WORLDS = (
@@ -97,7 +83,7 @@ def test_the_world_size_changes_twice_in_the_middle(dataset: Dataset, tmp_path: 
             ended = ranks.run(arguments, tmp_path, ranks=world_size, hook=ranks.noting(notes, more))
             code = FINISHED if stop is None else STOPPED_AS_ASKED
             assert ended.codes == [code] * world_size, ended.outputs
-        runs[name] = ranks.noted(notes), log(folder)
+        runs[name] = ranks.noted(notes), ranks.log(folder)
     assert runs["steady"][0] == runs["changing"][0]
     assert [len(parts) for parts in runs["steady"][0].values()] == [6] * 6
     for key in ("train_loss", "val_loss"):
@@ -147,8 +133,8 @@ def test_a_finished_run_is_extended(undisturbed: Path, dataset: Dataset, tmp_pat
     extended = ranks.run([*arguments, allow], tmp_path, ranks=1)
     assert extended.codes == [FINISHED], extended.outputs
     assert "note: training.epochs (3 -> 4), as resume.allow permits" in extended.outputs[0]
-    rows = log(tmp_path / "run")
-    assert rows[:3] == log(undisturbed)
+    rows = ranks.log(tmp_path / "run")
+    assert rows[:3] == ranks.log(undisturbed)
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     assert rows[3]["lr"] == pytest.approx(0.001 / 4)  # the new schedule, one step before its end
 
@@ -193,7 +179,7 @@ def test_a_new_folder_starts_from_a_named_state(
     started = ranks.run(arguments, tmp_path, ranks=1)
     assert started.codes == [FINISHED], started.outputs
     assert f"continuing after epoch {before['epoch']} of 3" in started.outputs[0]
-    assert_same_weights(undisturbed, tmp_path / "new")
+    ranks.assert_same_weights(undisturbed, tmp_path / "new")
     other = ranks.arguments(
         dataset, tmp_path / "other", f"--resume={source}", "--training.momentum=0.8"
     )
@@ -210,7 +196,7 @@ def test_starting_anew_in_the_same_folder(
     anew = ranks.run(arguments, tmp_path, ranks=1)
     assert anew.codes == [FINISHED], anew.outputs
     assert "continuing" not in anew.outputs[0]
-    assert_same_weights(undisturbed, tmp_path / "run")
+    ranks.assert_same_weights(undisturbed, tmp_path / "run")
     [aside] = (tmp_path / "run").glob("before-*")
     assert (aside / "checkpoints" / checkpoint.LAST).exists()
 
@@ -249,8 +235,8 @@ def test_training_goes_on_while_the_disk_is_full(
     assert warning.format(tmp_path / "log.jsonl", "cannot be written") in ended.outputs[0]
     folder = tmp_path / "checkpoints"
     assert warning.format(folder, "the checkpoint could not be written") in ended.outputs[0]
-    assert log(tmp_path) == log(undisturbed)
-    assert_same_weights(undisturbed, tmp_path)
+    assert ranks.log(tmp_path) == ranks.log(undisturbed)
+    ranks.assert_same_weights(undisturbed, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------ not finite
@@ -288,7 +274,7 @@ def test_a_rollback_skips_the_window(dataset: Dataset, tmp_path: Path) -> None:
         in (ended.outputs[0])
     )
     assert "(rollback 1 of 1)" in ended.outputs[0]
-    rows = log(tmp_path)
+    rows = ranks.log(tmp_path)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     # The mean is over the three steps that were trained; near ln 3 for three classes.
     assert 0.7 < rows[1]["train_loss"] < 1.5
@@ -307,7 +293,7 @@ def test_rollbacks_are_counted(dataset: Dataset, tmp_path: Path) -> None:
     assert (
         "error: the loss is nan in step 10; the last checkpoint is from before" in ended.outputs[0]
     )
-    assert math.isnan(log(tmp_path)[1]["train_loss"])
+    assert math.isnan(ranks.log(tmp_path)[1]["train_loss"])
     state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (2, 0)
     assert all(tensor.isfinite().all() for tensor in state["learner"]["model"].values())
@@ -370,7 +356,7 @@ def test_an_fp16_overflow_skips_its_step_everywhere(dataset: Dataset, tmp_path: 
     state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)
     assert state["progress"]["overflows"] == 1
     assert state["learner"]["scaler"]["scale"] == 1024.0
-    assert all(math.isfinite(row["train_loss"]) for row in log(tmp_path))
+    assert all(math.isfinite(row["train_loss"]) for row in ranks.log(tmp_path))
 
 
 def test_every_rank_learns_of_a_stop_at_the_same_step() -> None:

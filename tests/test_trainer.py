@@ -14,6 +14,7 @@ import torchvision
 
 from ffcv_r50 import checkpoint
 from ffcv_r50.data.beton import Beton
+from tests import ranks
 from tests.conftest import REPOSITORY, TRAIN_IMAGES, VAL_IMAGES, Dataset, Launch, write_images
 
 KEYS = [
@@ -138,16 +139,6 @@ def run_until(command: Sequence[str], line: str, send: signal.Signals) -> tuple[
     return process.returncode, output
 
 
-def assert_same_run(one: Path, two: Path) -> None:
-    """The same weights to the bit and the same log but for the times."""
-    before, after = weights(one), weights(two)
-    for name in before:
-        assert torch.equal(before[name], after[name]), name
-    timeless = KEYS[:8]
-    for a, b in zip(log(one), log(two), strict=True):
-        assert [a[key] for key in timeless] == [b[key] for key in timeless]
-
-
 def test_killed_and_continued_equals_never_stopping(
     finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -160,7 +151,7 @@ def test_killed_and_continued_equals_never_stopping(
     result = launch(dataset.arguments(tmp_path))
     assert result.codes == [0], result.output
     assert "continuing after epoch" in result.output
-    assert_same_run(finished, tmp_path)
+    ranks.assert_same_run(finished, tmp_path)
 
 
 def test_a_finished_run_has_nothing_left_to_do(

@@ -1,10 +1,8 @@
 """A rank that dies, hangs or fails: the others end in time and say which one it was."""
 
 import functools
-import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,11 +21,6 @@ def fail(dataset: Dataset, folder: Path, hook: ranks.Hook, *more: str) -> ranks.
     return ranks.run(arguments, folder, hook=hook)
 
 
-def status(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
-    return content
-
-
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
 def test_rank_1_is_gone(dataset: Dataset, tmp_path: Path, send: signal.Signals) -> None:
     """Killed, or stopped so that it neither works nor closes its connections."""
@@ -37,8 +30,8 @@ def test_rank_1_is_gone(dataset: Dataset, tmp_path: Path, send: signal.Signals) 
     assert "has not been heard of for" in ended.outputs[0]
     assert "or its machine or network is gone; it was at " in ended.outputs[0]
     assert ended.seconds < 2 * TIMEOUT + GRACE
-    assert status(tmp_path)["state"] == "lost"
-    assert status(tmp_path)["reason"].startswith("rank 1: ")
+    assert ranks.status(tmp_path)["state"] == "lost"
+    assert ranks.status(tmp_path)["reason"].startswith("rank 1: ")
 
 
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
@@ -54,7 +47,7 @@ def test_rank_1_hangs_while_its_heart_beats(dataset: Dataset, tmp_path: Path) ->
     assert ended.codes == [FAULT, FAULT], ended.outputs
     assert "error: rank 1: hangs: no rank has moved for 4 s, rank 1 is" in ended.outputs[0]
     assert "at step 0 of epoch 1" in ended.outputs[0]
-    assert status(tmp_path)["state"] == "lost"
+    assert ranks.status(tmp_path)["state"] == "lost"
     assert ended.seconds < 2 * TIMEOUT + GRACE
 
 
@@ -70,7 +63,7 @@ def test_an_exception_on_rank_1_is_told_by_rank_0(dataset: Dataset, tmp_path: Pa
     assert ended.codes == [FAULT, FAULT], ended.outputs
     assert "error: rank 1: ZeroDivisionError: by a bug" in ended.outputs[0]
     assert "Traceback" in ended.outputs[1]
-    assert status(tmp_path)["state"] == "failed"
+    assert ranks.status(tmp_path)["state"] == "failed"
 
 
 def damage_an_image_of_rank_1(source: Path, target: Path) -> int:

@@ -4,17 +4,15 @@ Every run is compared with the same one on a single process that nothing disturb
 be the same bits, and the log must hold each epoch once.
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+from tests import ranks
 from tests.conftest import REPOSITORY, Dataset
 from tests.slurm.conftest import SCRIPT, SETTINGS, Cluster, Job, until
 
@@ -41,23 +39,12 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
     return alone(dataset, tmp_path_factory.mktemp("reference") / "run")
 
 
-def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def check_same(folder: Path, undisturbed: Path) -> None:
-    weights, expected = (
-        torch.load(run / "weights.pt", weights_only=True) for run in (folder, undisturbed)
-    )
-    for name in expected:
-        assert torch.equal(weights[name], expected[name]), name
-    rows, reference = log(folder), log(undisturbed)
-    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
-    for key in ("step", "lr", "val_loss", "top_1"):
-        assert [row[key] for row in rows] == [row[key] for row in reference]
-    assert [row["train_loss"] for row in rows] == pytest.approx(
-        [row["train_loss"] for row in reference], rel=1e-6
-    )
+    ranks.assert_same_weights(folder, undisturbed)
+    rows, reference = ranks.log(folder), ranks.log(undisturbed)
+    losses, expected = ([row.pop("train_loss") for row in log] for log in (rows, reference))
+    assert rows == reference
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def check_continued(cluster: Cluster, job: Job, undisturbed: Path) -> str:
@@ -76,13 +63,13 @@ def test_three_nodes_train_as_one_process_does(
 ) -> None:
     """The sum of three parts rounds differently in another order: see test_run_safety.py."""
     three = ("--training.batch_size=24", "--training.norm_batch_size=8", "--schedule.lr={0: 0.001}")
-    reference = log(alone(dataset, tmp_path / "alone", *three))
+    reference = ranks.log(alone(dataset, tmp_path / "alone", *three))
     for launcher in ("submitit", "sbatch"):
         job = cluster.submit(*three, launcher=launcher, nodes=3, name=launcher)
         text = cluster.wait(job)
         assert all(f"n{node}: rank {node - 1}" in text for node in (1, 2, 3))
         for key in ("train_loss", "val_loss"):
-            curve = [row[key] for row in log(job.folder)]
+            curve = [row[key] for row in ranks.log(job.folder)]
             assert curve == pytest.approx([row[key] for row in reference], rel=2e-6)
 
 
@@ -93,7 +80,7 @@ def test_an_array_of_seeds(cluster: Cluster, undisturbed: Path) -> None:
         until((folder / "weights.pt").exists, "the end of both runs")
     until(lambda: not cluster.call("squeue", "--noheader"), "the end of the array")
     check_same(folders[0], undisturbed)
-    assert log(folders[0])[0]["train_loss"] != log(folders[1])[0]["train_loss"]
+    assert ranks.log(folders[0])[0]["train_loss"] != ranks.log(folders[1])[0]["train_loss"]
 
 
 # ------------------------------------------------------------------------------- stopped and continued
