@@ -91,28 +91,38 @@ def test_the_world_size_changes_twice_in_the_middle(dataset: Dataset, tmp_path: 
         assert changing == pytest.approx(steady, rel=2e-6)
 
 
-def test_the_loader_gives_every_world_size_the_same_samples_from_any_step(dataset: Dataset) -> None:
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+def test_the_loader_gives_every_world_size_the_same_samples_from_any_step(
+    dataset: Dataset, order: str
+) -> None:
+    """Also where there are more ranks than normalisation batches, which then are cut."""
     beton = Beton(dataset.train)
 
-    def stream(world_size: int) -> list[tuple[list[int], torch.Tensor]]:
+    def stream(world_size: int, micro_batch_size: int = 4) -> tuple[list[int], torch.Tensor]:
         loaders = [
             TrainLoader(
-                beton, seed=3, batch_size=24, micro_batch_size=4, rank=rank, world_size=world_size
+                beton,
+                seed=3,
+                batch_size=24,
+                micro_batch_size=micro_batch_size,
+                rank=rank,
+                world_size=world_size,
+                order=order,
             ).epoch(1, 32, first_step=1)
             for rank in range(world_size)
         ]
+        # One step: the ranks' runs lie one after the other.
         parts = [
-            [(batch.indices.tolist(), batch.images.clone()) for batch in loader]
-            for loader in loaders
+            (batch.indices.clone(), batch.images.clone()) for loader in loaders for batch in loader
         ]
-        return list(itertools.chain(*parts))  # one step: the ranks' runs lie one after the other
+        indices, images = zip(*parts, strict=True)
+        return torch.cat(indices).tolist(), torch.cat(images)
 
-    one, two, three = (stream(world_size) for world_size in (1, 2, 3))
-    assert len(one) == 6
-    for other in (two, three):
-        for (indices, images), (same_indices, same_images) in zip(one, other, strict=True):
-            assert indices == same_indices
-            assert torch.equal(images, same_images)
+    one = stream(1)
+    assert len(one[0]) == 24
+    for other in (stream(2), stream(3), stream(12, micro_batch_size=2)):
+        assert other[0] == one[0]
+        assert torch.equal(other[1], one[1])
 
 
 # ------------------------------------------------------------------------------------ declared changes

@@ -47,9 +47,9 @@ def random_crop(
             return below(r2, height - h + 1), below(r3, width - w + 1), h, w
     h, w = height, width
     if width < ratio[0] * height:
-        h = min(height, int(round(width / ratio[0])))
+        h = max(1, min(height, int(round(width / ratio[0]))))
     elif width > ratio[1] * height:
-        w = min(width, int(round(height * ratio[1])))
+        w = max(1, min(width, int(round(height * ratio[1]))))
     return (height - h) // 2, (width - w) // 2, h, w
 
 

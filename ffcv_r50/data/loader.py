@@ -433,7 +433,7 @@ class TrainLoader(_Loader):
         if self._pages is None:
             samples = random_order(self.dataset.num_samples, self._seed, epoch)
         else:
-            samples = self._pages.order(self._seed, epoch, self._batch_size, self._micro_batch_size)
+            samples = self._pages.order(self._seed, epoch, self._batch_size)
         mine = samples[: self.steps_per_epoch * self._batch_size].reshape(
             self.steps_per_epoch, self.world_size, -1, self._micro_batch_size
         )[first_step:, self.rank]

@@ -1,7 +1,7 @@
 """Which samples form which batch of an epoch: a function of the seed and the epoch.
 
 ``random`` is a permutation of the dataset. ``quasi_random`` is for datasets larger than memory, see
-:class:`PageOrder`. World size and workers have no part in either: ranks cut them, see
+:class:`PageOrder`. World size, micro-batches and workers have no part in either: ranks cut them, see
 :mod:`ffcv_r50.data.loader`.
 """
 
@@ -15,6 +15,9 @@ Indices = npt.NDArray[np.int64]
 
 POOL_PAGES = 512
 """Pages among whose samples :class:`PageOrder` shuffles at a time."""
+
+MOST_LANES = 64
+"""Of a :class:`PageOrder`: as many ranks as read no page of another's."""
 
 _32 = np.uint64(32)
 
@@ -56,12 +59,13 @@ def random_order(num_samples: int, seed: int, epoch: int) -> Indices:
 class PageOrder:
     """A shuffled order for a dataset larger than memory, which visits its pages one after another.
 
-    The micro-batches at the same place of each step form a lane. The pages of the file are shuffled
-    and dealt out to the lanes, a run of pages each. A lane shuffles the samples of a few of its pages
-    at a time, its pool, and takes its micro-batches from there. So a rank reads only the pages of its
-    own lanes; each page is wanted during one pool of one lane, and read about once an epoch, at any
-    world size. All lanes' pools together hold :data:`POOL_PAGES` pages (4 GiB at FFCV's default of
-    8 MiB), on a single machine or spread over many.
+    A step's samples come from lanes, equally many from each: as many lanes as divide the batch, up to
+    :data:`MOST_LANES`. The pages of the file are shuffled and dealt out to the lanes, a run of pages
+    each. A lane shuffles the samples of a few of its pages at a time, its pool, and takes its share of
+    the steps from there. Ranks take neighbouring lanes, so a rank reads only the pages of its own;
+    each page is wanted during one pool of one lane, and read about once an epoch, at any world size
+    that divides the number of lanes. All lanes' pools together hold :data:`POOL_PAGES` pages (4 GiB
+    at FFCV's default of 8 MiB), on a single machine or spread over many.
 
     Unlike ``random``, a step sees only the samples of so many pages: where the file is sorted by
     class, only the classes on those. Write the samples shuffled to avoid that.
@@ -77,14 +81,13 @@ class PageOrder:
         self._starts = np.flatnonzero(np.diff(pages, prepend=-1))
         self._counts = np.diff(self._starts, append=len(offsets))
 
-    def order(self, seed: int, epoch: int, batch_size: int, micro_batch_size: int) -> Indices:
+    def order(self, seed: int, epoch: int, batch_size: int) -> Indices:
         """The order of an epoch.
 
         Args:
             seed: up to 64 bits.
             epoch: from 0.
             batch_size: samples of a step, at most as many as the dataset has.
-            micro_batch_size: divides ``batch_size``.
 
         Returns:
             [steps * batch_size] sample indices; the samples of the last pages that fill no step are
@@ -96,13 +99,14 @@ class PageOrder:
         counts = self._counts[pages]
         ends = np.cumsum(counts)
         places = np.arange(ends[-1]) + np.repeat(self._starts[pages] - (ends - counts), counts)
-        num_lanes = batch_size // micro_batch_size
+        num_lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
+        lane_size = batch_size // num_lanes
         steps = len(places) // batch_size
         lanes = self._by_place[places[: steps * batch_size]].reshape(num_lanes, -1)
         pool = max(1, POOL_PAGES // num_lanes) * int(self._counts.mean())
-        pool = max(pool, micro_batch_size)
+        pool = max(pool, lane_size)
         for i in range(num_lanes):
             for j in range(0, lanes.shape[1], pool):
                 _shuffle(lanes[i, j : j + pool], key, epoch, POOLS_STREAM + i, j)
-        by_step = lanes.reshape(num_lanes, steps, micro_batch_size).swapaxes(0, 1)
+        by_step = lanes.reshape(num_lanes, steps, lane_size).swapaxes(0, 1)
         return np.ascontiguousarray(by_step).reshape(-1)

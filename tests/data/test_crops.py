@@ -102,3 +102,10 @@ def test_center_crop_beside_stock_ffcv(ratio: float) -> None:
 
     for height, width in [(375, 500), (500, 333), (17, 17), (11, 99)]:
         assert center_crop(height, width, ratio) == get_center_crop(height, width, None, ratio)
+
+
+def test_a_crop_is_never_empty() -> None:
+    for height, width, ratio in [(10, 1, (4.0, 8.0)), (1, 10, (0.1, 0.2)), (1, 1, (0.75, 1.33))]:
+        top, left, h, w = random_crop(SEED, 0, 0, height, width, (0.08, 1.0), ratio)
+        assert 1 <= h <= height - top
+        assert 1 <= w <= width - left

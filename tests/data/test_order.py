@@ -92,16 +92,16 @@ def _offsets(num_samples: int, per_page: int) -> np.ndarray[tuple[int], np.dtype
 
 def test_page_order_takes_each_sample_at_most_once() -> None:
     pages = PageOrder(np.random.default_rng(0).permutation(_offsets(1000, 7)), PAGE)
-    taken = pages.order(1, 0, 96, 32)
+    taken = pages.order(1, 0, 96)
     assert len(taken) == 960
     assert len(set(taken.tolist())) == 960
     assert taken.min() >= 0
     assert taken.max() < 1000
-    assert not np.array_equal(taken, pages.order(1, 1, 96, 32))
-    assert not np.array_equal(taken, pages.order(2, 0, 96, 32))
-    assert np.array_equal(taken, pages.order(1, 0, 96, 32))
+    assert not np.array_equal(taken, pages.order(1, 1, 96))
+    assert not np.array_equal(taken, pages.order(2, 0, 96))
+    assert np.array_equal(taken, pages.order(1, 0, 96))
     one_page = PageOrder(_offsets(64, 64), PAGE)
-    assert not np.array_equal(one_page.order(1, 0, 32, 32), one_page.order(1, 1, 32, 32))
+    assert not np.array_equal(one_page.order(1, 0, 32), one_page.order(1, 1, 32))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
@@ -110,9 +110,10 @@ def test_each_page_is_read_about_once_at_any_world_size(
 ) -> None:
     """Ranks with memory for twice their share of the pools, as an LRU cache."""
     monkeypatch.setattr(order, "POOL_PAGES", 64)
-    per_page, num_samples, batch, micro = 50, 50_000, 512, 64
+    monkeypatch.setattr(order, "MOST_LANES", 8)
+    per_page, num_samples, batch = 50, 50_000, 512
     offsets = _offsets(num_samples, per_page)
-    samples = PageOrder(offsets, PAGE).order(3, 0, batch, micro)
+    samples = PageOrder(offsets, PAGE).order(3, 0, batch)
     by_rank = samples.reshape(-1, world_size, batch // world_size).swapaxes(0, 1)
     reads = 0
     for mine in by_rank.reshape(world_size, -1):
@@ -150,7 +151,7 @@ def test_how_far_page_order_is_from_uniform_mixing() -> None:
         return float(np.abs(shares - 1 / classes).sum(1).mean() / 2)
 
     shuffled = by_class[np.random.default_rng(0).permutation(num_samples)]
-    pages = PageOrder(offsets, PAGE).order(1, 0, batch, 512)
+    pages = PageOrder(offsets, PAGE).order(1, 0, batch)
     uniform = distance(random_order(num_samples, 1, 0), by_class)
     assert distance(pages, shuffled) == pytest.approx(uniform, abs=0.01)
     assert uniform == pytest.approx(0.367, abs=0.01)
