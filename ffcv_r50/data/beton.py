@@ -46,6 +46,8 @@ MODE_RAW = 1
 
 TYPE_INT = 1
 TYPE_IMAGE = 2
+MOST_CLASSES = 100_000
+"""More than this, and more than there are samples: no labels but numbers of something else."""
 _BLOCK = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _FIELD_METADATA = {
     0: np.dtype("<f8"),
@@ -100,8 +102,11 @@ class Sidecar:
         """
         path = sidecar_path(beton)
         try:
-            content = json.loads(path.read_bytes())
-            return Sidecar(**content)
+            sidecar = Sidecar(**json.loads(path.read_bytes()))
+            names = sidecar.classes
+            if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+                raise ValueError("its classes are no list of names")
+            return sidecar
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, OSError) as error:
@@ -116,7 +121,7 @@ class Beton:
 
     Opening reads the metadata and the allocation table (some 60 bytes a sample) and maps the rest
     into memory; processes on one machine share the page cache. Any FFCV 1.0 file with an RGB image
-    field and an int field qualifies.
+    field and an int field qualifies; of several the ones named ``image`` and ``label`` count.
 
     Args:
         path: the ``.beton`` file.
@@ -159,6 +164,11 @@ class Beton:
                 f"{sidecar_path(self.path)}: describes {self.sidecar.num_samples} samples, the "
                 f"dataset has {self.num_samples}; it belongs to another file, remove it"
             )
+        if self.num_classes > max(MOST_CLASSES, self.num_samples):
+            raise UserError(
+                f"{self.path}: its label field counts to {self.num_classes - 1:,}, so it does not hold "
+                "classes; write the dataset again"
+            )
         if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
             raise UserError(
                 f"{self.path}: labels run from {self.labels.min()} to {self.labels.max()}, expected "
@@ -200,18 +210,31 @@ class Beton:
         type_ids = [int(t) for t in fields["type_id"]]
         if unknown := sorted(set(type_ids) - set(_FIELD_METADATA)):
             raise UserError(f"{self.path}: has a field of unknown type {unknown[0]}")
-        if TYPE_IMAGE not in type_ids or TYPE_INT not in type_ids:
-            raise UserError(f"{self.path}: needs an RGB image field and an int field for the label")
+        names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in fields["name"]]
 
+        def place(type_id: int, name: str, what: str) -> str:
+            """The metadata's member for the field of this type."""
+            found = [i for i, t in enumerate(type_ids) if t == type_id]
+            if len(found) > 1:
+                found = [i for i in found if names[i] == name]
+            if len(found) != 1:
+                raise UserError(
+                    f"{self.path}: needs one {what}, or one of them named '{name}'; its fields are "
+                    f"{', '.join(names)}"
+                )
+            return f"f{found[0]}"
+
+        image_place = place(TYPE_IMAGE, "image", "RGB image field")
+        label_place = place(TYPE_INT, "label", "int field for the label")
         metadata = take(
             metadata_dtype(type_ids), self.num_samples, HEADER.itemsize + fields.nbytes, "metadata"
         )
-        image = metadata[f"f{type_ids.index(TYPE_IMAGE)}"]
+        image = metadata[image_place]
         self.modes = np.ascontiguousarray(image["mode"])
         self.heights = image["height"].astype(np.int32)
         self.widths = image["width"].astype(np.int32)
         self.offsets = image["data_ptr"].astype(np.int64)
-        self.labels = metadata[f"f{type_ids.index(TYPE_INT)}"].astype(np.int64)
+        self.labels = metadata[label_place].astype(np.int64)
 
         if table_position > size or (size - table_position) % ALLOCATION.itemsize:
             raise UserError(
