@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ffcv_r50 import checkpoint, distributed, loaders
+from ffcv_r50 import checkpoint, distributed, loaders, staging
 from ffcv_r50.config import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
@@ -13,9 +13,12 @@ from ffcv_r50.logs.console import Console
 
 def run(config: Config, world: distributed.World, console: Console) -> None:
     """Evaluate ``--checkpoint`` on the validation set and print its exact metrics."""
+    files = [config.data.val_dataset]
+    if config.data.stage_dir:
+        files = staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0)
     with distributed.agreed_errors():
         assert config.checkpoint.file is not None, "the configuration asks for it"
-        val_set = Beton(config.data.val_dataset)
+        val_set = Beton(files[0])
         weights = checkpoint.load_weights(Path(config.checkpoint.file))
         # The classifier comes last in every torchvision network.
         num_classes = list(weights.values())[-1].shape[0]

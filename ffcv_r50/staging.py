@@ -1,14 +1,16 @@
 """Copies of the dataset on each node's own disk: a shared file system serves random reads slowly.
 
-One process of a node copies while the others wait for its lock, which the system frees should it
-die; then each finds the copy whole and uses it. Meanwhile all processes of the run exchange a small
-message once a second, so a copy may take longer than a collective's time-out, and one that fails
-ends all of them.
+The first process of each node copies, or finds the copy that it made before and reads it once to see
+that it is still whole. Meanwhile all processes of the run exchange a small message once a second, so
+this may take longer than a collective's time-out, and one that fails ends all of them. Runs that share
+a folder wait for each other through a lock, which the system frees should its holder die.
 """
 
 import fcntl
 import functools
+import glob
 import json
+import os
 import shutil
 import socket
 import threading
@@ -36,6 +38,8 @@ def stage(
     files: Sequence[str],
     folder: str,
     say: Callable[[str], None] | None = None,
+    *,
+    copies: bool = True,
 ) -> list[str]:
     """Copy ``files`` (and the JSON files beside them) to ``folder`` once per node.
 
@@ -45,8 +49,9 @@ def stage(
     Args:
         files: ``.beton`` files.
         folder: on the node's own disk; made if it is not there.
-        say: is given lines of progress, in another thread, on the rank that copies;
+        say: is given lines of progress, in another thread, on the ranks that copy;
             they are printed where it is None.
+        copies: whether this is the process of its node that copies.
 
     Returns:
         Where the copies are, in the order of ``files``.
@@ -55,17 +60,19 @@ def stage(
         UserError: a file cannot be read, or there is no room; the same on every rank.
     """
     say = say or functools.partial(print, flush=True)
-    copies: list[str] = []
+    staged = [_copy_of(Path(file), Path(folder)) for file in files]
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            copies.extend(_stage_one(Path(file), Path(folder), say) for file in files)
+            for file, copy in zip(files, staged, strict=True):
+                _stage_one(Path(file), copy, say)
         except BaseException as error:  # whatever it is, the caller raises it
             failed.append(error)
 
     thread = threading.Thread(target=work, name="staging", daemon=True)
-    thread.start()
+    if copies:
+        thread.start()
     _wait_for_all(thread)
     with distributed.agreed_errors():
         for error in failed:
@@ -75,12 +82,19 @@ def stage(
                     f"{error.filename or 'a file'}: {error.strerror}"
                 ) from error
             raise error
-    return copies
+    return [str(copy) for copy in staged]
+
+
+def _copy_of(source: Path, folder: Path) -> Path:
+    """Where the copy lies; files of one name from several folders do not take each other's place."""
+    tag = f"{zlib.crc32(os.fsencode(source.absolute())):08x}"
+    return folder / f"{source.stem}-{tag}{source.suffix}"
 
 
 def _wait_for_all(thread: threading.Thread) -> None:
     while True:
-        thread.join(POLL_SECONDS)
+        if thread.is_alive():
+            thread.join(POLL_SECONDS)
         busy = torch.tensor([int(thread.is_alive())])
         if dist.is_initialized():
             dist.all_reduce(busy)
@@ -88,26 +102,30 @@ def _wait_for_all(thread: threading.Thread) -> None:
             return
 
 
-def _stage_one(source: Path, folder: Path, say: Callable[[str], None]) -> str:
+def _stage_one(source: Path, copy: Path, say: Callable[[str], None]) -> None:
     try:
         stat = source.stat()
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
-    name = str(source.absolute())
     origin: dict[str, object] = {
-        "source": name,
+        "source": str(source.absolute()),
         "size": stat.st_size,
         "changed": stat.st_mtime_ns,
     }
-    # Files of one name from several folders must not take each other's place.
-    tag = f"{zlib.crc32(name.encode()):08x}"
-    copy = folder / f"{source.stem}-{tag}{source.suffix}"
-    marker = folder / f"{copy.name}.staged"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{copy.name}.lock", "w") as lock:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(copy.with_name(f"{copy.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _copy_unless_there(source, copy, marker, origin, say)
-    return str(copy)
+        _copy_unless_there(source, copy, copy.with_name(f"{copy.name}.staged"), origin, say)
+        _copy_sidecar(sidecar_path(source), sidecar_path(copy))
+
+
+def _copy_sidecar(source: Path, copy: Path) -> None:
+    """Each time: it is small, and may change or vanish without the dataset."""
+    if source.exists():
+        with atomic_write(copy) as file:
+            file.write(source.read_bytes())
+    else:
+        copy.unlink(missing_ok=True)
 
 
 def _copy_unless_there(
@@ -128,7 +146,9 @@ def _copy_unless_there(
         say(f"{copy}: is not what was staged; copying it again")
     marker.unlink(missing_ok=True)
     copy.unlink(missing_ok=True)
-    for left in copy.parent.glob(f".{copy.name}.*.tmp"):  # of a process that was killed
+    for left in copy.parent.glob(
+        f".{glob.escape(copy.name)}.*.tmp"
+    ):  # of a process that was killed
         left.unlink(missing_ok=True)
     free = shutil.disk_usage(copy.parent).free
     if free < size * RESERVE:
@@ -156,10 +176,6 @@ def _copy_unless_there(
             f"{copy} on {socket.gethostname()}: differs from {source} after copying; the source "
             "changed meanwhile, or a disk is failing"
         )
-    sidecar = sidecar_path(source)
-    sidecar_path(copy).unlink(missing_ok=True)
-    if sidecar.exists():
-        shutil.copyfile(sidecar, sidecar_path(copy))
     with atomic_write(marker) as file:
         file.write(json.dumps({**origin, "checksum": checksum}).encode())
     seconds = time.monotonic() - began

@@ -93,7 +93,7 @@ class Run:
             self.plan = recipe.plan(config, world.size)
         files = [config.data.train_dataset, config.data.val_dataset]
         if config.data.stage_dir:
-            files = staging.stage(files, config.data.stage_dir)
+            files = staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0)
         with distributed.agreed_errors():
             self.train_set, self.val_set = (Beton(file) for file in files)
             _check_classes(self.train_set, self.val_set)

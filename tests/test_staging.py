@@ -110,13 +110,43 @@ def test_what_cannot_be_opened_is_named(source: Path, tmp_path: Path, missing: s
         stage(source, folder)
 
 
-def test_processes_of_a_node_wait_for_the_one_that_copies(source: Path, tmp_path: Path) -> None:
+def test_the_sidecar_follows_its_source(source: Path, tmp_path: Path) -> None:
+    copy, _ = stage(source, tmp_path)
+    Path(f"{source}.json").write_text('{"new": 1}')
+    Path(f"{copy}.json").unlink()
+    stage(source, tmp_path)
+    assert Path(f"{copy}.json").read_text() == '{"new": 1}'
+    Path(f"{source}.json").unlink()
+    stage(source, tmp_path)
+    assert not Path(f"{copy}.json").exists()
+
+
+def test_only_one_process_of_a_node_reads_the_copy(source: Path, tmp_path: Path) -> None:
+    copy, _ = stage(source, tmp_path)
+    copy.unlink()
+    assert staging.stage([str(source)], str(tmp_path), copies=False) == [str(copy)]
+    assert not copy.exists(), "another one's work"
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"a\xff[1].beton")
+    source.write_bytes(b"whole")
+    copy, _ = stage(source, tmp_path / "disk")
+    assert copy.read_bytes() == b"whole"
+    left = copy.with_name(f".{copy.name}.4711.tmp")
+    left.write_bytes(b"half")
+    copy.unlink()
+    stage(source, tmp_path / "disk")
+    assert not left.exists()
+
+
+def test_runs_wait_for_the_one_that_copies(source: Path, tmp_path: Path) -> None:
     copy, _ = stage(source, tmp_path)
     copy.unlink()
     waited = threading.Event()
     said: list[Any] = []
     with open(f"{copy}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process copies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run copies
 
         def work() -> None:
             said.append(stage(source, tmp_path))
@@ -153,13 +183,13 @@ def test_a_slow_node_does_not_run_into_a_time_out(source: Path, tmp_path: Path) 
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_NODEID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_LOCALID": "0",
     }
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, str(source), str(tmp_path / "disk")],
-            env=environment | {"SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"},
+            env=environment | {"SLURM_PROCID": f"{rank}", "SLURM_NODEID": f"{rank}"},
         )
         for rank in range(2)
     ]
