@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ffcv_r50 import checkpoint, distributed, loaders, staging
+from ffcv_r50 import checkpoint, distributed, loaders, models, staging
 from ffcv_r50.config import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
@@ -20,8 +20,11 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
         assert config.checkpoint.file is not None, "the configuration asks for it"
         val_set = Beton(files[0])
         weights = checkpoint.load_weights(Path(config.checkpoint.file))
+        if config.model.arch in models.AUXILIARY:  # torchvision's have layers for training only
+            weights = {k: v for k, v in weights.items() if not k.lower().startswith("aux")}
         # The classifier comes last in every torchvision network.
-        num_classes = list(weights.values())[-1].shape[0]
+        sizes = [len(tensor) for tensor in weights.values() if tensor.ndim]
+        num_classes = sizes[-1] if sizes else 0
         if val_set.num_classes > num_classes:
             raise UserError(
                 f"--checkpoint={config.checkpoint.file}: tells {num_classes} classes apart, "
@@ -46,6 +49,7 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
             autocast=learner.autocast(),
             tta=config.validation.tta,
         )
+        loaders.warn_of_gray_images(batches, config, console)
     console.say(
         f"top-1 {metrics.top_1:.3f} %, top-5 {metrics.top_5:.3f} %, loss {metrics.loss:.4f} on all "
         f"{metrics.count:,} validation images ({how(config)})"

@@ -1,9 +1,12 @@
 """The loaders that a configuration asks for, on this process among its peers."""
 
+import torch
+
 from ffcv_r50 import distributed
 from ffcv_r50.config import Config
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.data.loader import EvalLoader, TrainLoader
+from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
+from ffcv_r50.logs.console import Console
 from ffcv_r50.recipe import Plan
 
 
@@ -46,3 +49,12 @@ def val_loader(config: Config, val_set: Beton, world: distributed.World) -> Eval
         bad_images=config.data.bad_images,
         pin_memory=world.device.type == "cuda",
     )
+
+
+def warn_of_gray_images(batches: Epoch, config: Config, console: Console) -> None:
+    """Say how many images on all ranks were unreadable and replaced; every rank must call it."""
+    if config.data.bad_images == "gray":
+        count = torch.tensor([float(batches.bad_images)])
+        distributed.all_reduce_sum(count)
+        if count.item():
+            console.warn(f"{count.item():.0f} unreadable images were replaced by gray ones")

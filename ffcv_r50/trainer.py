@@ -14,6 +14,7 @@ from ffcv_r50.evaluation import Metrics, evaluate
 from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import Console, duration
+from ffcv_r50.models import sizes
 from ffcv_r50.preemption import Ballot, StopSignal
 from ffcv_r50.progress import Progress, Saves, Waiting, ratio
 from ffcv_r50.watch import Watch
@@ -97,6 +98,8 @@ class Run:
         with distributed.agreed_errors():
             self.train_set, self.val_set = (Beton(file) for file in files)
             _check_classes(self.train_set, self.val_set)
+            if world.is_main:
+                _check_sizes(config, self.train_set.num_classes)
             self.train_loader = loaders.train_loader(config, self.train_set, self.plan, world)
             self.val_loader = loaders.val_loader(config, self.val_set, world)
             self.learner = Learner(
@@ -202,10 +205,7 @@ class Run:
                     self._save()
                 if monitor.stop:
                     self._save_and_stop()
-            if batches.bad_images:
-                self.console.warn(
-                    f"{batches.bad_images} unreadable images were replaced by gray ones"
-                )
+            loaders.warn_of_gray_images(batches, config, self.console)
         if monitor.overflows:
             self.console.say(
                 f"steps skipped because fp16 gradients overflowed: {monitor.overflows}"
@@ -279,6 +279,7 @@ class Run:
                 tta=self.config.validation.tta,
                 on_batch=on_batch,
             )
+            loaders.warn_of_gray_images(batches, self.config, self.console)
         if ballot.close():
             self._save_and_stop()
         return metrics
@@ -410,6 +411,17 @@ class Run:
     def _record_fault(self, state: str, code: int, reason: str) -> None:
         if self.folder:
             self.folder.set_status(state, code, reason)
+
+
+def _check_sizes(config: Config, num_classes: int) -> None:
+    """Not after the epochs before the first that is too small for the network."""
+    batch_size = config.norm_batch_size
+    for resolution in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
+        sizes.check(
+            config.model, num_classes, batch_size=batch_size, resolution=resolution, training=True
+        )
+    resolution = config.validation.resolution
+    sizes.check(config.model, num_classes, batch_size=1, resolution=resolution, training=False)
 
 
 def _check_classes(train_set: Beton, val_set: Beton) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from ffcv_r50 import checkpoint
-from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.beton import MODE_JPEG, Beton
 from tests import ranks
 from tests.conftest import REPOSITORY, TRAIN_IMAGES, VAL_IMAGES, Dataset, Launch, write_images
 
@@ -241,6 +242,81 @@ def test_a_batch_larger_than_the_dataset(dataset: Dataset, launch: Launch, tmp_p
     error = error_of(launch(dataset.arguments(tmp_path / "run", "--training.batch_size=128")))
     assert "128" in error
     assert str(TRAIN_IMAGES) in error
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--model.arch=vit_b_16", "--schedule.resolution={0: 224}"],
+            "vit_b_16: does not take images of 40 x 40 pixels, in evaluation",
+        ),
+        (
+            ["--training.norm_batch_size=1"],
+            "resnet18: does not take images of 32 x 32 pixels, 1 at a time",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_the_network_are_found_before_training(
+    dataset: Dataset, launch: Launch, tmp_path: Path, more: list[str], message: str
+) -> None:
+    more = [*more, "--model.zero_init_residual=0"]
+    assert message in error_of(launch(dataset.arguments(tmp_path / "run", *more)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_batch_larger_than_the_dataset(
+    finished: Path, dataset: Dataset, launch: Launch
+) -> None:
+    arguments = [
+        f"--config={dataset.recipe}",
+        f"--data.val_dataset={dataset.val}",
+        "--training.eval_only=1",
+        f"--checkpoint={finished / 'weights.pt'}",
+        "--validation.batch_size=1000000000",
+    ]
+    assert launch(arguments).codes == [0]
+
+
+def test_unreadable_images_are_counted_over_all_ranks(
+    finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    content = bytearray(dataset.val.read_bytes())
+    beton = Beton(dataset.val)
+    jpegs = np.flatnonzero(beton.modes == MODE_JPEG)
+    for index in (jpegs[0], *jpegs[-2:]):
+        offset, size = int(beton.offsets[index]), int(beton.sizes[index])
+        content[offset : offset + size] = bytes(size)
+    damaged = tmp_path / "damaged.beton"
+    damaged.write_bytes(content)
+    arguments = [
+        f"--config={dataset.recipe}",
+        f"--data.val_dataset={damaged}",
+        "--training.eval_only=1",
+        f"--checkpoint={finished / 'weights.pt'}",
+        "--data.bad_images=gray",
+    ]
+    result = launch(arguments, world_size=2)
+    assert result.codes == [0, 0], result.output
+    assert "3 unreadable images were replaced by gray ones" in result.output
+
+
+def test_torchvisions_networks_with_auxiliary_heads_are_evaluated(
+    dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    network = torchvision.models.googlenet(num_classes=3, aux_logits=True, init_weights=False)
+    torch.save(network.state_dict(), tmp_path / "googlenet.pt")
+    arguments = [
+        f"--config={dataset.recipe}",
+        f"--data.val_dataset={dataset.val}",
+        "--training.eval_only=1",
+        "--model.arch=googlenet",
+        "--model.zero_init_residual=0",
+        "--validation.resolution=64",
+        f"--checkpoint={tmp_path / 'googlenet.pt'}",
+    ]
+    result = launch(arguments)
+    assert result.codes == [0], result.output
 
 
 def test_classes_must_agree(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:

@@ -478,7 +478,8 @@ class EvalLoader(_Loader):
             raise UserError(f"batch_size is {batch_size}; at least one is needed")
         if not 0 < crop_ratio <= 1:
             raise UserError(f"crop_ratio is {crop_ratio}; choose one above 0 and up to 1")
-        super().__init__(dataset, batch_size, rank, world_size, num_workers, bad_images, pin_memory)
+        rows = min(batch_size, -(-dataset.num_samples // max(1, world_size)))
+        super().__init__(dataset, rows, rank, world_size, num_workers, bad_images, pin_memory)
         self._resolution = resolution
         n = dataset.num_samples
         mine = np.arange(n * rank // world_size, n * (rank + 1) // world_size)
