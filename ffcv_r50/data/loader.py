@@ -251,7 +251,8 @@ class Epoch(Iterator[Batch]):
         """Stop the threads and wait for them, a few hundredths of a second. Safe to repeat."""
         self._work.stop()
         for thread in self._threads:
-            if thread is not threading.current_thread():  # where the garbage is collected there
+            # One of them collects the garbage, perhaps; others never began, short of memory.
+            if thread.ident and thread is not threading.current_thread():
                 thread.join()
 
     def __enter__(self) -> "Epoch":
