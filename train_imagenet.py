@@ -11,4 +11,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    errors.exit_with(main)
+    errors.exit_with(main, together=True)

@@ -187,7 +187,7 @@ def _rank(environment: dict[str, str], arguments: list[str], notes: str, output:
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     _noted(notes)
-    exit_with(lambda: trainer.run(configuration.load(arguments)))
+    exit_with(lambda: trainer.run(configuration.load(arguments)), together=True)
 
 
 def _noted(notes: str) -> None:
@@ -223,7 +223,7 @@ def torchrun_rank() -> None:
     """What torchrun starts: the notes' name, then the trainer's command line."""
     notes, *arguments = sys.argv[2:]
     _noted(notes)
-    exit_with(lambda: trainer.run(configuration.load(arguments)))
+    exit_with(lambda: trainer.run(configuration.load(arguments)), together=True)
 
 
 # ----------------------------------------------------------------------------------- a start of a run

@@ -286,4 +286,4 @@ def _show(row: dict[str, str | float], config: Config, options: Options) -> None
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    exit_with(main, together=True)

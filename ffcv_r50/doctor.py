@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
 def main() -> None:
     """Examine, print the table; exit with 0 where nothing is wrong, else with 1."""
-    exit_with(lambda: examine(sys.argv[1:]))
+    exit_with(lambda: examine(sys.argv[1:]), together=True)
 
 
 def examine(argv: Sequence[str]) -> int:

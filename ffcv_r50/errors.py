@@ -1,5 +1,6 @@
 """The one kind of error that is the user's to mend, and the exit codes of every program."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -34,15 +35,23 @@ class Stopped(Exception):
     """All ranks agreed to stop as they were asked to, and the state is saved."""
 
 
-def exit_with(main: Callable[[], int | None]) -> NoReturn:
+def exit_with(main: Callable[[], int | None], *, together: bool = False) -> NoReturn:
     """Run a program's ``main`` and exit with its code; our own errors become one line.
 
-    Under torchrun or SLURM each rank meets the same error, so only rank 0 prints it.
+    Args:
+        main: returns the exit code, or None for :data:`FINISHED`.
+        together: several processes run it as the ranks of one group and meet the same errors, so
+            only rank 0 prints them.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
     try:
         code = main()
     except (UserError, RunFault) as error:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        if rank == "0" or not together:
+            line = " ".join(str(error).splitlines())
+            print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(BAD_INPUT if isinstance(error, UserError) else FAULT)
     sys.exit(FINISHED if code is None else code)

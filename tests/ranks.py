@@ -109,7 +109,7 @@ def _rank(
     warnings.simplefilter("error")
     if hook:
         hook()
-    exit_with(lambda: trainer.run(config.load(arguments)))
+    exit_with(lambda: trainer.run(config.load(arguments)), together=True)
 
 
 def arguments(dataset: Dataset, folder: Path, *more: str) -> list[str]:

@@ -37,7 +37,7 @@ if os.environ["MACHINE"] == "second":
     ranks.before_step(vanish, 9)
 elif os.environ["WORLD_SIZE"] == "1" and not Path({alone!r}).exists():
     ranks.before_step(wait_to_be_stopped, 5)
-exit_with(train_imagenet.main)
+exit_with(train_imagenet.main, together=True)
 """
 
 

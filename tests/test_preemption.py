@@ -80,7 +80,7 @@ from ffcv_r50.errors import exit_with
 from tests import ranks
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     ranks.at_step(5, signal.{send}, rank=1)()
-exit_with(train_imagenet.main)
+exit_with(train_imagenet.main, together=True)
 """
 
 
