@@ -13,7 +13,10 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.settings import Given, Invalid, Range
 
-Count = Annotated[int, Range(at_least=1)]
+Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
+Workers = Annotated[int, Range(at_least=0, at_most=1024)]
+LARGEST_SIDE = 4096
+"""Of an image that a network is given, in pixels."""
 Amount = Annotated[float, Range(at_least=0)]
 
 
@@ -39,7 +42,7 @@ class Data:
     """The `.beton` file to train on. Needed unless `training.eval_only`."""
     val_dataset: str = ""
     """The `.beton` file to evaluate on."""
-    num_workers: Annotated[int, Range(at_least=0)] = 0
+    num_workers: Workers = 0
     """Decoding threads of each process; 0 takes the cores it may use, shared with the other
     processes of the machine. Has no effect on results."""
     stage_dir: str = ""
@@ -66,7 +69,7 @@ class Data:
 class Training:
     """The optimisation."""
 
-    epochs: Count
+    epochs: Annotated[int, Range(at_least=1, at_most=10_000)]
     """Passes over the training set."""
     batch_size: Count
     """Images per optimizer step over all processes. Overridden on the command line, it scales the
@@ -122,7 +125,7 @@ class Schedule:
 class Validation:
     """The evaluation after each epoch."""
 
-    resolution: Count = 256
+    resolution: Annotated[int, Range(at_least=1, at_most=LARGEST_SIDE)] = 256
     """Side of the evaluated images in pixels."""
     crop_ratio: Annotated[float, Range(above=0, at_most=1)] = 0.875
     """Side of the central square that is evaluated, as a share of the image's shorter side."""
@@ -156,10 +159,11 @@ class Checkpoint:
         Raises:
             ValueError: it has another form.
         """
-        number, unit = self.every.split()
-        if unit not in ("steps", "minutes") or not float(number) > 0:
+        text, unit = self.every.split()
+        number = settings.parse_number(text)
+        if unit not in ("steps", "minutes") or number <= 0:
             raise ValueError(self.every)
-        return float(number), unit
+        return number, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,11 @@ class Resume:
     allow: str = ""
     """Settings that may differ from the saved ones, separated by commas:
     `training.epochs,schedule.lr`. The new ones hold from the resumed step on."""
+
+    def __post_init__(self) -> None:
+        """Drop the spaces around the commas."""
+        names = (name.strip() for name in self.allow.split(","))
+        object.__setattr__(self, "allow", ",".join(filter(None, names)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +300,6 @@ def resolve(words: Mapping[str, str], *, needs_data: bool = True) -> Config:
     notices = _depart(recipe, arguments, given)
     hint = "" if path else "name a recipe: --config rcp/rn50_16ep.yaml"
     config = settings.build(Config, given, hint)
-    _check_arch(config.model.arch, given)
     if needs_data:
         _check_data(config)
     return replace(config, notices=notices)
@@ -357,15 +365,22 @@ def _check(config: Config) -> None:
             "schedule.lr",
             f"is 0 from epoch {end:g} to the end of the run (training.epochs is {training.epochs})",
         )
+    if not any(schedule.lr.values):
+        raise Invalid("schedule.lr", "is 0 throughout; nothing would be trained")
     if low := [value for value in schedule.lr.values if value < 0]:
         raise Invalid("schedule.lr", f"expected rates of at least 0, got {low[0]:g}")
     for side in schedule.resolution.values:
-        if side < 32 or side % 32:
-            raise Invalid("schedule.resolution", f"expected multiples of 32, got {side:g}")
-    trained = [resolution_at(schedule.resolution, epoch) for epoch in range(training.epochs)]
+        if not 32 <= side <= LARGEST_SIDE or side % 32:
+            raise Invalid(
+                "schedule.resolution",
+                f"expected multiples of 32 up to {LARGEST_SIDE}, got {side:.15g}",
+            )
+    trained = dict.fromkeys(
+        resolution_at(schedule.resolution, epoch) for epoch in range(training.epochs)
+    )
     for side in schedule.resolution.values:
         if side not in trained:
-            sides = ", ".join(map(str, dict.fromkeys(trained)))
+            sides = ", ".join(map(str, trained))
             raise Invalid(
                 "schedule.resolution",
                 f"the ramp never reaches {side:g}: the epochs train at {sides}; move the keyframe "
@@ -391,25 +406,15 @@ def _check(config: Config) -> None:
                 "resume.allow",
                 f"{key} is not a setting" + (f"; did you mean {near}?" if near else ""),
             )
+    from ffcv_r50 import models  # here: torchvision takes seconds, and the errors above should not
+
+    models.check_arch(config.model.arch)
 
 
 def resolution_at(keyframes: Keyframes, epoch: int) -> int:
     """The side in pixels of an epoch: the nearest multiple of 32, of two as near the one that is an
     even multiple, as ffcv-imagenet's ``np.round`` decides."""
     return round(keyframes.at(epoch) / 32) * 32
-
-
-def _check_arch(arch: str, given: Mapping[str, Given]) -> None:
-    import torchvision  # here: it takes seconds, and errors of the recipe should not
-
-    names = torchvision.models.list_models(torchvision.models)
-    if arch not in names:
-        near = settings.nearest(arch, names)
-        place = given["model.arch"].place if "model.arch" in given else "model.arch"
-        raise UserError(
-            f"{place}: torchvision has no classification model '{arch}'"
-            + (f"; did you mean {near}?" if near else "")
-        )
 
 
 def _check_data(config: Config) -> None:

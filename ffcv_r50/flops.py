@@ -40,7 +40,6 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
         UserError: there is no such network, or it does not take images of this size.
     """
     network = _on_meta(model, num_classes)
-    images = torch.empty(1, 3, resolution, resolution, device="meta")
     for module in network.modules():
         if hasattr(module, "inplace"):
             # The counter loses track of a part whose input is overwritten.
@@ -51,6 +50,7 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
     try:
+        images = torch.empty(1, 3, resolution, resolution, device="meta")
         with counter, torch.set_grad_enabled(training):
             logits = network(images)
             if training:

@@ -4,7 +4,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -34,6 +34,9 @@ floating-point operations and where they go, and how N processes share each step
   --world-size N   processes (default 1)
   --samples N      training images (default: those in data.train_dataset, or ImageNet's)
 """
+
+
+Number = Annotated[int, settings.Range(at_least=1, at_most=10**12)]
 
 
 class Plan(NamedTuple):
@@ -126,10 +129,10 @@ def show(argv: Sequence[str]) -> None:
     path = argv[0] if named else words.get("config")
     if path is None:
         raise UserError("command line: no recipe; pass one, such as rcp/rn50_16ep.yaml")
+    if named and "config" in words:
+        raise UserError(f"command line: two recipes, {path} and {words['config']}; pass one")
     world_size, samples = (
-        settings.parse_argument(key, words.pop(key), configuration.Count).value
-        if key in words
-        else None
+        settings.parse_argument(key, words.pop(key), Number).value if key in words else None
         for key in ("world_size", "samples")
     )
     config = configuration.resolve({**words, "config": path}, needs_data=False)
@@ -151,7 +154,7 @@ def show(argv: Sequence[str]) -> None:
 
 def _header(path: Path) -> list[str]:
     """The first paragraph of the comment that the file begins with; else its name."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8-sig").splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
     return [line.removeprefix("#").strip() for line in comment] or [str(path)]
 
@@ -165,13 +168,17 @@ def _dataset(config: Config, samples: int | None) -> Dataset:
         return Dataset(samples or beton.num_samples, val_samples, beton.num_classes, origin)
     if samples is not None:
         return Dataset(samples, val_samples, IMAGENET_CLASSES, "--samples; classes as in ImageNet")
-    why = f"{train} does not exist" if config.data.train_dataset else "data.train_dataset not given"
+    why = _absent("data.train_dataset", config.data.train_dataset)
     return Dataset(
         IMAGENET_SAMPLES,
         val_samples or IMAGENET_VAL_SAMPLES,
         IMAGENET_CLASSES,
         f"ImageNet's numbers: {why}",
     )
+
+
+def _absent(key: str, path: str) -> str:
+    return f"{path} does not exist" if path else f"{key} not given"
 
 
 def _steps(config: Config, dataset: Dataset) -> int:
@@ -192,19 +199,18 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     decayed = "on everything" if training.decay_norm_and_bias else "not on norms and biases"
     averaged = "flipped images averaged in" if validation.tta == "flip" else "no flips"
     tested = (
-        "images not counted, data.val_dataset not given"
+        f"images not counted, {_absent('data.val_dataset', config.data.val_dataset)}"
         if dataset.val_samples is None
         else f"{dataset.val_samples:,} images"
     )
+    groups = f", shared by groups of {share.group_size} processes" if share.group_size > 1 else ""
     facts = {
         "network": config.model.arch + " with blurpool" * config.model.blurpool,
         "data": f"{dataset.samples:,} images, {dataset.classes:,} classes ({dataset.origin})",
         "optimizer": f"{optimizer}; weight decay {training.weight_decay:g} {decayed}",
         "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
         f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
-        f"batch-norm over {config.norm_batch_size:,}"
-        + f", shared by groups of {share.group_size} processes"
-        * (share.group_size > 1),
+        f"batch-norm over {config.norm_batch_size:,}{groups}",
         "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
         f"{left_out:,} images are left out, other ones each epoch",
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
@@ -34,6 +35,10 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 NULLS = {"", "~", "null"}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and their like: every value and key is one line, and so is every error."""
+DEPTH = 10
+"""Tables and lists within each other in a file; settings need three."""
 
 
 class Given(NamedTuple):
@@ -124,8 +129,9 @@ def parse_number(text: str) -> float:
     Raises:
         ValueError: it is not one.
     """
-    if not NUMBER.fullmatch(text):
-        raise ValueError(f"expected a number, got {text!r}")
+    # 1e999 is written as a number but is one that no float holds.
+    if not NUMBER.fullmatch(text) or math.isinf(float(text)):
+        raise ValueError(f"expected a number, got '{text}'")
     return float(text)
 
 
@@ -160,7 +166,8 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         for number in numbers:
             if number not in arguments[1]:
-                raise ValueError(f"expected {_name(kind)}, got {number:.15g}")
+                shown = number if isinstance(number, int) else f"{number:.15g}"
+                raise ValueError(f"expected {_name(kind)}, got {shown}")
         return value
     mismatch = ValueError(f"expected {_name(kind)}, got {_shown(node)}")
     is_null = isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULLS
@@ -196,8 +203,8 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
         return BOOLEANS[text.lower()]
     if kind is int and INTEGER.fullmatch(text):
         return int(text)
-    if kind is float and NUMBER.fullmatch(text):
-        return float(text)
+    if kind is float:
+        return parse_number(text)
     raise mismatch
 
 
@@ -223,6 +230,40 @@ def _unknown(place: str, key: str, cls: type, foreign: Mapping[str, str], dashes
 # ----------------------------------------------------------------------------------------- reading
 
 
+class _TooMuch(yaml.MarkedYAMLError):
+    """YAML, but more of it than settings are written in."""
+
+    def __init__(self, problem: str, event: yaml.Event) -> None:
+        super().__init__(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain tables, lists and words, nested a few deep."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML's, refusing what no setting is written in."""
+        event = self.peek_event()
+        if tag := getattr(event, "tag", None):
+            raise _TooMuch(f"expected no tags, got '{tag}'", event)
+        if isinstance(event, yaml.ScalarEvent) and CONTROL.search(event.value):
+            raise _TooMuch("expected text of one line without control characters", event)
+        if self.depth == DEPTH:
+            raise _TooMuch("is nested deeper than settings are", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        is_key = isinstance(parent, yaml.MappingNode) and index is None
+        if is_key and not isinstance(node, yaml.ScalarNode):
+            raise _TooMuch("expected a word as a key, got a list or a table", event)
+        return node
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    return f"{error.problem}" if isinstance(error, _TooMuch) else f"not YAML: {error.problem}"
+
+
 def split(argv: Sequence[str]) -> dict[str, str]:
     """The words of a command line as a dict: ``--key=value`` or ``--key value`` each.
 
@@ -233,6 +274,9 @@ def split(argv: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     words = list(argv)
+    for word in words:
+        if CONTROL.search(word):
+            raise UserError(f"command line: {word!r} holds a line break or a control character")
     while words:
         word = words.pop(0)
         if word in ("--help", "-h"):
@@ -262,11 +306,11 @@ def parse_argument(key: str, text: str, kind: Any) -> Given:
     node: yaml.Node | None = yaml.ScalarNode("", text)
     try:
         if kind is not str and text[:1] in ("{", "["):
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = yaml.compose(text, Loader=_Loader)
         assert node is not None
         return Given(_convert(node, kind), place)
     except (ValueError, yaml.YAMLError) as error:
-        reason = f"not YAML: {error.problem}" if isinstance(error, yaml.MarkedYAMLError) else error
+        reason = _problem(error) if isinstance(error, yaml.MarkedYAMLError) else error
         raise UserError(f"{place}: {reason}") from error
 
 
@@ -283,7 +327,10 @@ def from_arguments(
     for key, text in words.items():
         if key not in known:
             raise _unknown(f"command line: --{key}", key, cls, foreign or {}, "--")
-        given[key] = parse_argument(key, text, known[key].kind)
+        if text == "" == known[key].default:  # back to the default, which no other text is
+            given[key] = Given("", f"command line: --{key}")
+        else:
+            given[key] = parse_argument(key, text, known[key].kind)
     return given
 
 
@@ -299,13 +346,15 @@ def from_file(cls: type, path: str, foreign: Mapping[str, str] | None = None) ->
         UserError: unreadable, not YAML, an unknown or doubled key, a value of another type.
     """
     try:
-        with open(path, "rb") as file:
-            root = yaml.compose(file, Loader=yaml.SafeLoader)
+        with open(path, encoding="utf-8-sig") as file:
+            root = yaml.compose(file, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not YAML: {error.problem}") from error
+        raise UserError(f"{path}{line}: {_problem(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML text file") from error
     known = declared(cls)

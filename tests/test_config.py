@@ -55,8 +55,12 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--training.epochs=24", "x.yaml:7: schedule.lr: is 0 from epoch 16 to the end of the run (training.epochs is 24)"),
         ("--schedule.lr={0: -1}", "command line: --schedule.lr: expected rates of at least 0, got -1"),
         ("--schedule.resolution={0: 160, 20: 192}", "command line: --schedule.resolution: has a keyframe at epoch 20, after the end of the run (training.epochs is 16)"),
-        ("--schedule.resolution={0: 150}", "command line: --schedule.resolution: expected multiples of 32, got 150"),
-        ("--schedule.resolution={0: 0}", "command line: --schedule.resolution: expected multiples of 32, got 0"),
+        ("--schedule.lr={0: 0, 16: 0}", "command line: --schedule.lr: is 0 throughout; nothing would be trained"),
+        ("--schedule.lr={0: 1e999}", "command line: --schedule.lr: '0: 1e999' is not a keyframe; expected epoch: value, or interpolation: linear or cosine or step"),
+        ("--schedule.resolution={0: 150}", "command line: --schedule.resolution: expected multiples of 32 up to 4096, got 150"),
+        ("--schedule.resolution={0: 0}", "command line: --schedule.resolution: expected multiples of 32 up to 4096, got 0"),
+        ("--schedule.resolution={0: 100000000000000}", "command line: --schedule.resolution: expected multiples of 32 up to 4096, got 100000000000000"),
+        ("--checkpoint.every=1e999 minutes", "command line: --checkpoint.every: expected '500 steps' or '10 minutes', got '1e999 minutes'"),
         ("--schedule.resolution={0: 160, 14: 160, 16: 224}", "command line: --schedule.resolution: the ramp never reaches 224: the epochs train at 160, 192; move the keyframe to an earlier epoch or remove it"),
         ("--schedule.resolution={0: 128, 4: 128, 4.5: 224, 5: 128}", "command line: --schedule.resolution: the ramp never reaches 224: the epochs train at 128; move the keyframe to an earlier epoch or remove it"),
         ("--data.crop_scale=[1, 0.5]", "command line: --data.crop_scale: [1, 0.5] is not [lowest, highest]"),
@@ -67,13 +71,41 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--model.arch=fcn_resnet50", "command line: --model.arch: torchvision has no classification model 'fcn_resnet50'; did you mean resnet50?"),
         ("--training.batchsize=8", "command line: --training.batchsize is not a setting; did you mean --training.batch_size?"),
         ("--validation.tta=flips", "command line: --validation.tta: expected none or flip, got 'flips'; did you mean flip?"),
-        ("--training.epochs=0", "command line: --training.epochs: expected an integer at least 1, got 0"),
+        ("--training.epochs=0", "command line: --training.epochs: expected an integer at least 1 and at most 10000, got 0"),
         ("--notices=x", "command line: --notices is not a setting; --help lists the settings"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit(recipe: Path, argv: str, message: str) -> None:
     words = re.split(r" (?=--)", argv)
     assert error_of(recipe, *words) == message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("training.epochs", "training.batch_size", "data.num_workers", "dist.timeout_seconds"),
+        *("validation.resolution", "validation.batch_size"),
+    ],
+)
+def test_numbers_that_would_take_for_ever_are_refused(recipe: Path, key: str) -> None:
+    huge = "1" + "0" * 400
+    assert re.search(
+        rf"{key}: expected .* at most \d+, got {huge}$", error_of(recipe, f"--{key}={huge}")
+    )
+
+
+def test_resume_allow_may_have_spaces(recipe: Path) -> None:
+    allow = "--resume.allow= training.epochs, schedule.lr,"
+    assert load(recipe, allow).resume.allow == "training.epochs,schedule.lr"
+    assert error_of(recipe, "--resume.allow=training.epochs, x") == (
+        "command line: --resume.allow: x is not a setting"
+    )
+
+
+def test_staging_that_a_file_asks_for_can_be_switched_off(recipe: Path) -> None:
+    recipe.write_text(RECIPE + "data: {stage_dir: /scratch}\n")
+    assert load(recipe).data.stage_dir == "/scratch"
+    assert load(recipe, "--data.stage_dir=").data.stage_dir == ""
 
 
 def test_a_ramp_in_the_file_that_is_never_reached_is_named_with_its_line(recipe: Path) -> None:

@@ -185,6 +185,8 @@ def test_a_network_that_looks_at_its_weights_while_it_is_built_is_counted() -> N
 def test_a_network_that_refuses_a_resolution() -> None:
     with pytest.raises(UserError, match="vit_b_16 does not take images of 160 x 160 pixels"):
         flops.count(Model(arch="vit_b_16"), 1000, 160, training=True)
+    with pytest.raises(UserError, match=r"resnet18 does not take images of 10{14} x 10{14} pixels"):
+        flops.count(Model(arch="resnet18"), 1000, 10**14, training=True)
 
 
 # ------------------------------------------------------------------------------- what it prints
@@ -275,6 +277,9 @@ def test_the_page_counts_a_dataset_that_is_there(
     assert "flipped images averaged in; 77 images" in page
     missing = squeeze(page_of(capsys, "--data.train_dataset=nowhere.beton"))
     assert "(ImageNet's numbers: nowhere.beton does not exist)" in missing
+    missing = squeeze(page_of(capsys, data[0], "--data.val_dataset=nowhere.beton"))
+    assert "images not counted, nowhere.beton does not exist" in missing
+    assert "images not counted, data.val_dataset not given" in squeeze(page_of(capsys, data[0]))
 
 
 def test_the_program(tmp_path: Path) -> None:
@@ -306,7 +311,8 @@ def test_the_program(tmp_path: Path) -> None:
     [
         ([], "command line: no recipe; pass one, such as rcp/rn50_16ep.yaml"),
         (["--world-size=two"], "command line: --world_size: expected an integer, got 'two'"),
-        (["--world-size=0"], "command line: --world_size: expected an integer at least 1, got 0"),
+        (["--world-size=0"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000, got 0"),
+        (["--config=x.yaml"], f"command line: two recipes, {REPOSITORY}/rcp/rn50_16ep.yaml and x.yaml; pass one"),
         (["--samples=4000"], "training.batch_size: 4096 is more than the 4000 training images; pass a smaller --training.batch_size"),
         (["--world-size=3"], "3 processes for 8 normalisation batches a step (training.batch_size 4096 / training.norm_batch_size 512): they do not divide evenly; start 2 or 4 processes, or pass another --training.norm_batch_size (the run then departs from its recipe)"),
     ],

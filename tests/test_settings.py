@@ -28,6 +28,8 @@ class Oven:
     """From and to."""
     name: str = ""
     """What it is called."""
+    maker: str = "we"
+    """Whose it is."""
     rack: Annotated[int, Range(at_least=1, below=5)] | None = None
     """Where the tray goes."""
     ramp: Keyframes = Keyframes({0: 20})  # noqa: RUF009 (frozen)
@@ -130,7 +132,16 @@ def test_booleans(tmp_path: Path, text: str, value: bool) -> None:
     assert settings.read(Kitchen, ["--oven.heat=1", f"--oven.fan={text}"]).oven.fan is value
 
 
-@pytest.mark.parametrize("text", ["null", "~", ""])
+def test_an_empty_text_is_for_strings_that_are_empty_by_default(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("oven: {heat: 1, name: 007}")
+    given = settings.from_file(Kitchen, str(path))
+    given |= settings.from_arguments(Kitchen, settings.split(["--oven.name="]))
+    assert settings.build(Kitchen, given).oven.name == ""
+    assert error_of("--oven.heat=1", "--oven.maker=").endswith("expected a string, got nothing")
+
+
+@pytest.mark.parametrize("text", ["null", "~"])
 def test_null_is_for_settings_that_may_be_absent(tmp_path: Path, text: str) -> None:
     assert from_yaml(tmp_path, f"oven:\n  heat: 1\n  rack: {text}\n").oven.rack is None
     assert settings.read(Kitchen, ["--oven.heat=1", f"--oven.rack={text}"]).oven.rack is None
@@ -191,10 +202,12 @@ def test_dashes_count_as_underscores() -> None:
         ("oven:\n  heat: 0\n", "x.yaml:2: oven.heat: expected a number above 0 and at most 300, got 0"),
         ("oven:\n  heat: 300.5\n", "x.yaml:2: oven.heat: expected a number above 0 and at most 300, got 300.5"),
         ("oven:\n  heat: .nan\n", "x.yaml:2: oven.heat: expected a number, got '.nan'"),
+        ("oven:\n  heat: 1e999\n", "x.yaml:2: oven.heat: expected a number, got '1e999'"),
         ("oven:\n  heat: [1]\n", "x.yaml:2: oven.heat: expected a number, got a list"),
         ("oven:\n  heat:\n", "x.yaml:2: oven.heat: expected a number, got nothing"),
         ("oven: {heat: 1, minutes: 2.5}", "x.yaml:1: oven.minutes: expected an integer, got '2.5'"),
         ("oven: {heat: 1, minutes: 010}", "x.yaml:1: oven.minutes: expected an integer, got '010'"),
+        (f"oven: {{heat: 1, rack: 1{'0' * 400}}}", f"x.yaml:1: oven.rack: expected an integer at least 1 and below 5 or null, got '1{'0' * 400}'"),
         ("oven: {heat: 1, fan: yes}", "x.yaml:1: oven.fan: expected true or false, got 'yes'"),
         ("oven: {heat: 1, mode: bottm}", "x.yaml:1: oven.mode: expected top or bottom, got 'bottm'; did you mean bottom?"),
         ("oven: {heat: 1, mode: x}", "x.yaml:1: oven.mode: expected top or bottom, got 'x'"),
@@ -220,6 +233,13 @@ def test_dashes_count_as_underscores() -> None:
         ("oven:\n\theat: 1\n", "x.yaml:2: not YAML: found character '\\t' that cannot start any token"),
         ("a: 1\n---\nb: 1\n", "x.yaml:2: not YAML: but found another document"),
         ("a: \x00\n", "x.yaml: not a YAML text file"),
+        ("oven:\n  heat: |\n    1\n    2\n", "x.yaml:2: expected text of one line without control characters"),
+        ('cook: Ada\n"oven\\nheat": 1', "x.yaml:2: expected text of one line without control characters"),
+        ("cook: Ada\n? [a, b]\n: 1", "x.yaml:2: expected a word as a key, got a list or a table"),
+        ("cook: &x [1]\n*x : 2", "x.yaml:2: expected a word as a key, got a list or a table"),
+        ("cook: Ada\noven: !!python/object:os.system {}", "x.yaml:2: expected no tags, got 'tag:yaml.org,2002:python/object:os.system'"),
+        ("cook: !mine Ada", "x.yaml:1: expected no tags, got '!mine'"),
+        ("[" * 2000, "x.yaml:1: is nested deeper than settings are"),
     ],
 )  # fmt: skip
 def test_errors_of_a_file_name_file_line_and_key(tmp_path: Path, text: str, message: str) -> None:
@@ -241,6 +261,9 @@ def test_errors_of_a_file_name_file_line_and_key(tmp_path: Path, text: str, mess
         (["--oven.heat", "--cook=Ada"], "command line: --oven.heat: has no value; write --oven.heat=VALUE"),
         (["--oven.heat=1", "--oven.heat=1"], "command line: --oven.heat: is given twice"),
         (["oven.heat=1"], "command line: 'oven.heat=1' is not a setting; write --section.key=value"),
+        (["--oven.heat=1\n2"], "command line: '--oven.heat=1\\n2' holds a line break or a control character"),
+        (["--oven\nheat", "1"], "command line: '--oven\\nheat' holds a line break or a control character"),
+        (["--oven.heat=1", "--oven.ramp={0: !!int 1}"], "command line: --oven.ramp: expected no tags, got 'tag:yaml.org,2002:int'"),
         (["-v"], "command line: '-v' is not a setting; write --section.key=value"),
         (["--oven.heat=1", "--oven.ramp={0: 1"], "command line: --oven.ramp: not YAML: expected ',' or '}', but got '<stream end>'"),
         (["--oven.heat=1", "--oven.ramp=[1]"], "command line: --oven.ramp: expected a table of keyframes {epoch: value, ...}, got a list"),
@@ -261,6 +284,16 @@ def test_another_programs_names_are_explained(tmp_path: Path) -> None:
     assert error_of_yaml(tmp_path, text, foreign) == f"x.yaml:2: {message}"
     with pytest.raises(UserError, match=f"^command line: --{message}$"):
         settings.from_arguments(Kitchen, {"stove.flame": "3"}, foreign)
+
+
+def test_a_file_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    text = "cook: Ada\noven: {heat: 1}"
+    path.write_text(text, encoding="utf-16")  # as PowerShell's > writes it
+    with pytest.raises(UserError, match=r"x\.yaml: is not UTF-8 text; save it as UTF-8$"):
+        settings.from_file(Kitchen, str(path))
+    path.write_text(text, encoding="utf-8-sig")  # as Windows' Notepad does
+    assert settings.from_file(Kitchen, str(path))["cook"].value == "Ada"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

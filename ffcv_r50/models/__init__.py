@@ -6,6 +6,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ffcv_r50.errors import UserError
 from ffcv_r50.models import blurpool as blurpool_module
+from ffcv_r50.settings import Invalid, nearest
 
 
 def build(
@@ -26,11 +27,7 @@ def build(
     Raises:
         UserError: torchvision has no such classifier, or the option does not apply to it.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if arch not in known:
-        raise UserError(
-            f"model.arch={arch}: torchvision {torchvision.__version__} has no such model"
-        )
+    check_arch(arch)
     # These two return auxiliary logits in training, which no recipe of ours has a loss for.
     options = {"aux_logits": False, "init_weights": True} if arch in AUXILIARY else {}
     model: nn.Module = torchvision.models.get_model(
@@ -41,6 +38,22 @@ def build(
     if blurpool and not blurpool_module.apply(model):
         raise UserError(f"model.blurpool: {arch} has no strided convolution to blur; leave it out")
     return model
+
+
+def check_arch(arch: str) -> None:
+    """Whether torchvision has a classifier of this name.
+
+    Raises:
+        Invalid: it has none; names the nearest.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        near = nearest(arch, known)
+        raise Invalid(
+            "model.arch",
+            f"torchvision has no classification model '{arch}'"
+            + (f"; did you mean {near}?" if near else ""),
+        )
 
 
 AUXILIARY = ("googlenet", "inception_v3")

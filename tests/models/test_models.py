@@ -72,7 +72,7 @@ def test_other_architectures_give_plain_logits_in_training(arch: str) -> None:
 
 
 def test_errors_name_the_setting() -> None:
-    with pytest.raises(UserError, match=r"model\.arch=resnet51: .*no such model"):
+    with pytest.raises(UserError, match=r"model\.arch: .* 'resnet51'; did you mean resnet50\?"):
         models.build("resnet51", 10)
     with pytest.raises(UserError, match=r"model\.zero_init_residual: vgg11 has no ResNet blocks"):
         models.build("vgg11", 10, zero_init_residual=True)
