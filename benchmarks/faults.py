@@ -56,6 +56,7 @@ from ffcv_r50.checkpoint import LAST, PREVIOUS
 from ffcv_r50.errors import FAULT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with
 from ffcv_r50.learner import Learner
 from ffcv_r50.logs.console import duration
+from ffcv_r50.options import Parser
 from writers import writing
 from writers.config import Writing
 
@@ -136,9 +137,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="runs to break")
     parser.add_argument("--json", type=Path, help="file for the counts")
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.options import Parser
 
 LOADERS = ("stock_ffcv", "ours_stock_file", "ours_tiled_file", "torchvision", "dali")
 LONGEST_SIDE, QUALITY = 500, 90
@@ -76,9 +77,7 @@ def _has_dali() -> bool:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="a tree DIR/<class>/<image>")
     parser.add_argument("--resolution", default="128,160,192,224", help="pixels, comma-separated")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, and cores")

@@ -10,7 +10,6 @@ clocks agree, that the ``.beton`` files can be read and how fast their images ar
 the run folder can be written and has room.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import platform
@@ -28,11 +27,13 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_r50 import distributed
+from ffcv_r50 import distributed, settings
+from ffcv_r50.config import Count
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import FAULT, FINISHED, UserError, exit_with
+from ffcv_r50.options import Parser
 
 PACKAGES = ("ffcv_r50", "torch", "torchvision", "numpy", "numba")
 CLOCK_SECONDS = 1.0
@@ -69,15 +70,16 @@ def examine(argv: Sequence[str]) -> int:
         The exit code, the same on every rank.
 
     Raises:
-        UserError: the processes' environment contradicts itself.
+        UserError: an option is wrong, or the processes' environment contradicts itself.
         RunFault: they do not meet.
     """
-    parser = argparse.ArgumentParser(prog="python -m ffcv_r50.doctor", allow_abbrev=False)
+    parser = Parser(prog="python -m ffcv_r50.doctor", allow_abbrev=False)
     parser.add_argument("--data", action="append", default=[], metavar="FILE", help="a .beton file")
     parser.add_argument("--folder", metavar="DIR", help="where runs are to be written")
-    parser.add_argument("--timeout", type=int, default=60, metavar="SECONDS", help="default: 60")
+    parser.add_argument("--timeout", default="60", metavar="SECONDS", help="default: 60")
     options = parser.parse_args(argv)
-    with distributed.world(options.timeout) as world:
+    timeout = settings.parse_argument("timeout", options.timeout, Count).value
+    with distributed.world(timeout) as world:
         checks: dict[str, Callable[[], Finding]] = {
             "versions": _versions,
             "libjpeg-turbo": _jpeg,

@@ -33,6 +33,7 @@ from ffcv_r50 import config as configuration  # noqa: E402
 from ffcv_r50 import recipe  # noqa: E402
 from ffcv_r50.data.beton import Beton  # noqa: E402
 from ffcv_r50.errors import FAULT, STOPPED_AS_ASKED, UserError, exit_with  # noqa: E402
+from ffcv_r50.options import Parser  # noqa: E402
 
 CODE = ("train_imagenet.py", "ffcv_r50", "slurm/supervise.py")
 """What a job needs of the checkout."""
@@ -49,8 +50,12 @@ class Run(NamedTuple):
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of this program, and the settings for the training."""
-    parser = argparse.ArgumentParser(
+    """The options of this program, and the settings for the training.
+
+    Raises:
+        UserError: an option is missing, or its value is of another type.
+    """
+    parser = Parser(
         prog="submit.py",
         usage="submit.py --config FILE [options] [--section.key=value ...]",
         allow_abbrev=False,

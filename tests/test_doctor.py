@@ -74,6 +74,19 @@ def test_no_check_ends_the_others(error: Exception) -> None:
     assert str(error) in doctor._guarded(check).advice
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--foo", "command line: unrecognized arguments: --foo; --help lists the options"),
+        ("--timeout=-3", "command line: --timeout: expected an integer at least 1 and at most 1000000, got -3"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_one_line(word: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        doctor.examine([word])
+    assert str(caught.value) == message
+
+
 # Rank 1's clock is five seconds ahead.
 RANK = """
 import os, sys, time
