@@ -1,9 +1,10 @@
 """Batch-norm whose statistics belong to the recipe, not to the number of processes.
 
-Running statistics advance once per optimizer step. A step's batch is normalised in parts (``training.norm_batch_size`` samples each), one after the
-other on one process or side by side on many. Left to itself, torch would advance the running
-averages once per part and keep a different average on each process. Here a step advances them once,
-by the mean over all its parts, so they do not depend on how the parts were spread.
+Running statistics advance once per optimizer step. A step's batch is normalised in parts
+(``training.norm_batch_size`` samples each), one after the other on one process or side by side on
+many. Left to itself, torch would advance the running averages once per part and keep a different
+average on each process. Here a step advances them once, by the mean over all its parts, so they do
+not depend on how the parts were spread.
 
 Where there are more processes than parts, several share one: :func:`share_statistics` lets them
 normalise by the statistics of all their samples together.
