@@ -8,6 +8,7 @@ that names the rank.
 
 import contextlib
 import datetime
+import math
 import os
 import socket
 import sys
@@ -137,6 +138,7 @@ class Watch:
                 if self._store.check(["fault"]):
                     who, code, reason = self._store.get("fault").decode().split("|", 2)
                     if who == str(self._world.rank):
+                        self._heard_at = math.inf  # nobody needs to guard what ends by itself
                         return  # the main thread is on its way out, with its traceback
                     self._end(who, code, reason, "failed")
                 for rank, raw in zip(
@@ -184,7 +186,8 @@ class Watch:
     def _end(self, rank: str, code: str, reason: str, state: str = "lost") -> None:
         """End this process: its main thread may be waiting for a rank that will never come."""
         line = reason if rank == str(self._world.rank) else f"rank {rank}: {reason}"
-        if self._world.is_main or rank == "0":
+        # Rank 0 speaks for all, and of itself only while it lives.
+        if self._world.is_main or (rank == "0" and state == "lost"):
             print(f"error: {line}", file=sys.stderr, flush=True)
         if self._world.is_main:
             with contextlib.suppress(Exception):

@@ -66,29 +66,32 @@ def test_an_exception_on_rank_1_is_told_by_rank_0(dataset: Dataset, tmp_path: Pa
     assert ranks.status(tmp_path)["state"] == "failed"
 
 
-def damage_an_image_of_rank_1(source: Path, target: Path) -> int:
-    """Copy a ``.beton`` and spoil a JPEG that only rank 1 evaluates; returns its index."""
+def damage_an_image_of(rank: int, source: Path, target: Path) -> int:
+    """Copy a ``.beton`` and spoil a JPEG that only this rank of two evaluates; returns its index."""
     content = bytearray(source.read_bytes())
     beton = Beton(source)
-    for index in range(beton.num_samples // 2, beton.num_samples):
+    half = beton.num_samples // 2
+    for index in range(rank * half, half + rank * half):
         offset, size = int(beton.offsets[index]), int(beton.sizes[index])
         if content[offset : offset + 2] == b"\xff\xd8":
             content[offset : offset + size] = bytes(size)
             target.write_bytes(content)
             Path(f"{target}.json").write_bytes(Path(f"{source}.json").read_bytes())
             return index
-    raise AssertionError("no JPEG in the second half")
+    raise AssertionError("no JPEG in that half")
 
 
-def test_a_bad_image_on_one_rank_ends_all(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_image_on_one_rank_ends_all(dataset: Dataset, tmp_path: Path, rank: int) -> None:
     bad = tmp_path / "bad.beton"
-    index = damage_an_image_of_rank_1(dataset.val, bad)
+    index = damage_an_image_of(rank, dataset.val, bad)
     arguments = ranks.arguments(dataset, tmp_path / "run", f"--dist.timeout_seconds={TIMEOUT}")
     arguments.remove(f"--data.val_dataset={dataset.val}")
     ended = ranks.run([*arguments, f"--data.val_dataset={bad}"], tmp_path)
     assert ended.codes == [BAD_INPUT] * 2, ended.outputs
     errors = [line for line in "".join(ended.outputs).splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, ended.outputs
-    assert errors[0].startswith(f"error: rank 1: {bad}: ")
+    who = "rank 1: " if rank else ""
+    assert errors[0].startswith(f"error: {who}{bad}: ")
     assert f"sample {index}" in errors[0]
     assert "Traceback" not in "".join(ended.outputs)
