@@ -346,7 +346,7 @@ def from_file(cls: type, path: str, foreign: Mapping[str, str] | None = None) ->
         UserError: unreadable, not YAML, an unknown or doubled key, a value of another type.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8") as file:
             root = yaml.compose(file, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error

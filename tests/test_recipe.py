@@ -282,6 +282,15 @@ def test_the_page_counts_a_dataset_that_is_there(
     assert "images not counted, data.val_dataset not given" in squeeze(page_of(capsys, data[0]))
 
 
+def test_the_header_of_a_file_that_an_editor_marked_as_utf8(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = (REPOSITORY / "rcp/rn18_16ep.yaml").read_text(encoding="utf-8")
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8-sig")
+    recipe.show([str(tmp_path / "x.yaml")])
+    assert capsys.readouterr().out.startswith("ResNet-18 on ImageNet, 16 epochs.\n")
+
+
 def test_the_program(tmp_path: Path) -> None:
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", "ffcv_r50.recipe", *argv]
