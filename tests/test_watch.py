@@ -12,7 +12,7 @@ from tests import ranks
 from tests.conftest import Dataset
 
 TIMEOUT = 4
-GRACE = 25
+GRACE = 45
 """More than a start and an end take on a busy machine, less than gloo's or torch's own defaults."""
 
 
