@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffcv_r50 import models
 from ffcv_r50.config import Model
 from ffcv_r50.errors import UserError
+from ffcv_r50.models.sizes import on_meta
 
 NAMES = {"conv1": "stem", "fc": "head"}
 """Parts of a ResNet by their usual names."""
@@ -39,7 +39,7 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
     Raises:
         UserError: there is no such network, or it does not take images of this size.
     """
-    network = _on_meta(model, num_classes)
+    network = on_meta(model, num_classes)
     for module in network.modules():
         if hasattr(module, "inplace"):
             # The counter loses track of a part whose input is overwritten.
@@ -73,22 +73,6 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
     if rest := counter.get_total_flops() - sum(parts.values()):
         parts["elsewhere"] = rest
     return {name: operations for name, operations in parts.items() if operations}
-
-
-def _on_meta(model: Model, num_classes: int) -> nn.Module:
-    def build() -> nn.Module:
-        return models.build(
-            model.arch,
-            num_classes,
-            blurpool=model.blurpool,
-            zero_init_residual=model.zero_init_residual,
-        )
-
-    try:
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:  # RegNets look at a number while they are built
-        return build().to("meta")
 
 
 def _convolution_backward(

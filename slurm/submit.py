@@ -111,7 +111,7 @@ def check(options: argparse.Namespace, settings: list[str]) -> list[Run]:
     for notice in config.notices:
         print(f"note: {notice}")
     processes = options.nodes * options.gpus_per_node
-    if processes < 1:
+    if min(options.nodes, options.gpus_per_node) < 1:
         raise UserError("--nodes and --gpus-per-node: at least 1 each")
     plan = recipe.plan(config, processes)
     for path in (config.data.train_dataset, config.data.val_dataset):

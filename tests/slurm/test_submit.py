@@ -125,6 +125,7 @@ def test_a_dry_run_prints_the_file_and_writes_nothing(
     [
         (["--nodes=3"], "6 processes for 4 normalisation batches"),
         (["--nods=3"], "nods"),
+        (["--nodes=-1", "--gpus-per-node=-1"], "at least 1 each"),
         (["--nodes=two"], "command line: argument --nodes: invalid int value: 'two'; --help lists"),
         (["--data.train_dataset=/nowhere.beton"], "/nowhere.beton"),
         (["--training.batch_sise=3"], "did you mean --training.batch_size"),
