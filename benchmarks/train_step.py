@@ -42,6 +42,7 @@ from ffcv_r50.data import device as device_data
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import exit_with
 from ffcv_r50.learner import Learner, Monitor
+from ffcv_r50.logs.console import duration
 from writers import writing
 from writers.config import Writing
 
@@ -181,11 +182,20 @@ def measure(
     rates: dict[str, list[float]] = {kind: [] for kind in (*kinds, "save", "vote")}
     with _temporary_folder(world) as folder:
         saver = checkpoint.Saver(folder, 0.0, print)
-        for _ in range(options.rounds):
+        began = time.monotonic()
+        for done in range(1, options.rounds + 1):
             for kind, run in kinds.items():
                 rates[kind].append(run())
             rates["save"].append(save(saver))
             rates["vote"].append(vote())
+            if world.is_main:
+                left = (options.rounds - done) * (time.monotonic() - began) / done
+                print(
+                    f"round {done}/{options.rounds}: step {rates['step'][-1]:,.0f}, loader "
+                    f"{rates['loader'][-1]:,.0f}, both {rates['both'][-1]:,.0f} images/s; "
+                    f"{duration(left)} left",
+                    flush=True,
+                )
     step, load, together, save_seconds, vote_seconds = (
         statistics.median(values) for values in rates.values()
     )

@@ -68,7 +68,7 @@ class PageOrder:
     at FFCV's default of 8 MiB), on a single machine or spread over many.
 
     Unlike ``random``, a step sees only the samples of so many pages: where the file is sorted by
-    class, only the classes on those. Write the samples shuffled to avoid that.
+    class, as FFCV's and our own writer leave it, only the classes on those.
 
     Args:
         offsets: [num_samples] where each sample lies in the file, in bytes.
