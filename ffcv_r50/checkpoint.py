@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
@@ -75,10 +76,20 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _torch_save(content: dict[str, Any], file: BinaryIO) -> None:
+    """``torch.save``, but a disk that is full is an OSError, not a RuntimeError about positions."""
+    failed: list[OSError] = []
+
+    def write(data: bytes) -> int:
+        try:
+            return file.write(data)
+        except OSError as error:
+            failed.append(error)
+            raise
+
     try:
-        torch.save(content, file)
-    except RuntimeError as error:  # torch's way to say that the disk is full
-        raise OSError(str(error).partition("\n")[0]) from error
+        torch.save(content, SimpleNamespace(write=write, flush=file.flush))
+    except RuntimeError as error:
+        raise (failed[0] if failed else error) from error
 
 
 class Saver:

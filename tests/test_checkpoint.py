@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, verified, nothing executed."""
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -237,3 +238,15 @@ def test_finished_weights_on_a_full_disk_are_one_line(tmp_path: Path) -> None:
     path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(RunFault, match=r"weights\.pt: cannot be written \(No space left"):
         checkpoint.write_weights(path, {"w": torch.zeros(300)})
+
+
+def test_a_disk_that_fills_up_midway_is_told_as_such(tmp_path: Path) -> None:
+    """torch makes a RuntimeError about positions in a zip archive of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.write(tmp_path, {"w": torch.zeros(1 << 20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
