@@ -1,8 +1,9 @@
 """Shrinking by exact area averaging."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from ffcv_r50.data.compiled import entry_point
 
 
 def limited_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
@@ -23,7 +24,7 @@ def limited_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
     return max(1, int(ratio * height)), max(1, int(ratio * width))
 
 
-@numba.njit(cache=True, nogil=True)
+@entry_point
 def shrink(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """Average the source pixels under each output pixel, weighted by the area they share with it.
 

@@ -44,7 +44,7 @@ class Writing:
     `<write_path>.json` (`skip`)."""
     exif_rotate: bool = False
     """Turn images upright as their EXIF orientation says. torchvision does not."""
-    seed: int = 0
+    seed: Annotated[int, Range(at_least=0, below=2**64)] = 0
     """Decides which images are stored raw and which are in a subset."""
     num_workers: Annotated[int, Range(at_least=0)] = 0
     """Processes that read and encode; 0 takes one a core. Has no effect on the file."""

@@ -92,7 +92,11 @@ def main() -> None:
     """``python -m writers.digits FOLDER``."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise UserError("write: python -m writers.digits FOLDER")
-    export(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    try:
+        export(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another") from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """From an image file to what is stored of it: RGB pixels, their size limit, JPEG or raw."""
 
 import io
+import os
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +103,12 @@ def read_rgb(path: Path, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
         BadImage: missing, not an image, damaged, truncated, or so large that Pillow refuses it.
     """
     try:
-        content = path.read_bytes()
+        # Opening a pipe would wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise BadImage("not a regular file")
+            content = file.read()
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
     try:

@@ -23,8 +23,12 @@ def sweep(path: Path) -> list[str]:
     for entry in sorted(path.parent.iterdir()):
         if (match := name.fullmatch(entry.name)) is None:
             continue
-        age = time.time() - entry.stat().st_mtime
-        size = f"{entry.stat().st_size / 1e6:,.0f} MB"
+        try:
+            found = entry.stat()
+        except FileNotFoundError:  # another writer finished just now
+            continue
+        age = time.time() - found.st_mtime
+        size = f"{found.st_size / 1e6:,.0f} MB"
         if age > SILENCE_SECONDS and not _is_alive(int(match[2])):
             entry.unlink()
             lines.append(f"removed {entry} ({size}), left by a writer that was killed")

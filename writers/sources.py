@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -81,7 +82,7 @@ def _image_folder(root: Path) -> Source:
     ignored = len(entries) - len(classes)
     for label, name in enumerate(classes):
         before = len(paths)
-        for folder, _, files in sorted(os.walk(root / name, onerror=_refuse, followlinks=True)):
+        for folder, files in sorted(_walk(root / name)):
             images = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
             ignored += len(files) - len(images)
             inside = os.path.relpath(folder, root)
@@ -95,6 +96,21 @@ def _image_folder(root: Path) -> Source:
             f"'{empty[0]}'; fill or remove them ({', '.join(EXTENSIONS)} are images)"
         )
     return Source(root, classes, paths, labels, ignored)
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder and its files. Links to folders are followed, but for those that lead around in
+    circles (torchvision goes around until the system refuses).
+    """
+    for folder, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
+        here = Path(folder).resolve()
+        folders[:] = [
+            name
+            for name in folders
+            if not os.path.islink(os.path.join(folder, name))
+            or not here.is_relative_to(Path(folder, name).resolve())
+        ]
+        yield folder, files
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -12,12 +12,11 @@ if not __package__:  # run as a script: Python put its folder on the path, not t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ffcv_r50 import settings
-from ffcv_r50.errors import exit_with
+from ffcv_r50.errors import FAULT, exit_with
 from writers import writing
 from writers.config import Config
 from writers.pool import WorkerDied
 
-FAULT = 1
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 

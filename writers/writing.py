@@ -34,6 +34,7 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
         OSError: the disk is full, or the file cannot be written for another reason.
     """
     start = time.monotonic()
+    _check_unused(cfg)
     path = _target(cfg.write_path)
     source = _source(cfg)
     for line in leftovers.sweep(path):
@@ -74,7 +75,10 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
                 classes=[_text(name) for name in source.classes],
                 num_samples=writer.num_samples,
                 class_counts=class_counts,
-                settings=dataclasses.asdict(cfg),
+                settings={
+                    name: _text(value) if isinstance(value, str) else value
+                    for name, value in dataclasses.asdict(cfg).items()
+                },
                 versions=_versions(),
                 source=_text(str(source.root.absolute())),
                 skipped=skipped,
@@ -93,11 +97,27 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     )
 
 
+def _check_unused(cfg: Writing) -> None:
+    """Nobody asks for a share of JPEGs to get something else."""
+    for name, mode in (("compress_probability", "proportion"), ("smart_threshold", "smart")):
+        if cfg.write_mode != mode and getattr(cfg, name) != getattr(Writing, name):
+            raise UserError(
+                f"cfg.{name}: has no effect with write_mode={cfg.write_mode}; add "
+                f"--cfg.write_mode={mode}, or leave it out"
+            )
+
+
 def _target(write_path: str) -> Path:
     """The path to write, if that can work."""
     path = Path(write_path).expanduser()
     if not path.name or path.is_dir():
         raise UserError(f"cfg.write_path: {path} is a folder; name the .beton file to write")
+    # The finished file takes its place, which is not what somebody with a link or a pipe wants.
+    if path.is_symlink():
+        raise UserError(f"cfg.write_path: {path} is a link to {os.readlink(path)}; name that")
+    for there in (path, beton.sidecar_path(path)):
+        if there.exists() and not there.is_file():
+            raise UserError(f"cfg.write_path: {there} is no regular file; name another")
     if not path.parent.is_dir():
         raise UserError(f"cfg.write_path: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +105,17 @@ def test_usage(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["digits", *words])
     with pytest.raises(UserError, match=r"^write: python -m writers.digits FOLDER$"):
         digits.main()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = subprocess.run(
+        [sys.executable, "-m", "writers.digits", str(tmp_path / "file" / "x")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"error: {tmp_path}/file/x: cannot be written (Not a directory); name another\n"
+    )

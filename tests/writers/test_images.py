@@ -1,5 +1,6 @@
 import io
 import itertools
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -345,3 +346,10 @@ def test_a_chunk_keeps_its_order_and_its_failures(tmp_path: Path) -> None:
     assert results[0] == images.Encoded(beton.MODE_RAW, 8, 9, picture(8, 9).tobytes())
     assert results[1] == images.Failed("No such file or directory")
     assert results[2][:3] == (beton.MODE_JPEG, 7, 6)
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(images.BadImage, match="not a regular file"):
+        images.read_rgb(pipe)

@@ -170,3 +170,11 @@ def test_subsets_are_reproducible_nested_and_over_all_classes() -> None:
 def test_a_subset_must_be_there(count: int) -> None:
     with pytest.raises(UserError, match=f"cfg.subset: root has 3 images, cannot take {count}$"):
         sources.subset(source(PATHS[:3]), count, seed=0)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    root = make(tmp_path, "a/1.jpg", "b/2.jpg")
+    (root / "a" / "around").symlink_to(root / "a")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "more").symlink_to(make(tmp_path.parent / "elsewhere", "3.jpg"))
+    assert sources.image_folder(root).paths == ["a/1.jpg", "a/more/3.jpg", "b/2.jpg"]

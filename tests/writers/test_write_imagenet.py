@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,15 +161,42 @@ def ignores_interrupts(process: int) -> bool:
     return bool(int(status.partition("SigBlk:")[2].split()[0], 16) & 1 << signal.SIGINT - 1)
 
 
+# The workers, which import it again, wait for the bytes of b/9.png, for ever.
+STUCK = """
+import sys
+sys.path.insert(0, {repository!r})
+from ffcv_r50.errors import exit_with
+from writers import images, write_imagenet
+
+read = images.read_rgb
+
+def wait(path, exif_rotate):
+    if path.name == "9.png":
+        path.with_name("pipe").read_bytes()
+    return read(path, exif_rotate)
+
+images.read_rgb = wait
+if __name__ == "__main__":
+    exit_with(write_imagenet.main)
+"""
+
+
 @pytest.fixture
 def stuck(tree: Path) -> Iterator[subprocess.Popen[str]]:
-    """A writer in the midst of its work: its worker waits for the bytes of an image, for ever."""
-    pipe = tree / "b" / "9.png"
+    """A writer in the midst of its work."""
+    script = tree / "stuck.py"
+    script.write_text(STUCK.format(repository=str(SCRIPT.parents[1])))
+    shutil.copy(tree / "b" / "2.png", tree / "b" / "9.png")
+    pipe = tree / "b" / "pipe"
     os.mkfifo(pipe)
     (tree.parent / "x.beton").write_text("old")
     (tree.parent / "x.beton.json").write_text("old too")
     process = subprocess.Popen(
-        command(tree, "--cfg.num_workers=2", "--cfg.chunk_size=1"),
+        [
+            sys.executable,
+            str(script),
+            *command(tree, "--cfg.num_workers=2", "--cfg.chunk_size=1")[2:],
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

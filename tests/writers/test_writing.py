@@ -372,3 +372,43 @@ def test_names_that_are_not_utf_8(write: Write, tree: Path, tmp_path: Path) -> N
     assert dataset.sidecar is not None
     assert dataset.sidecar.classes == ["caf\ufffd"]
     assert dataset.sidecar.skipped[0]["path"] == "caf\ufffd/x.png"
+
+
+def test_names_that_are_no_text(tree: Path, write: "Write", tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"a\xff")
+    odd.symlink_to(tree)
+    written = write(data_dir=str(odd))
+    assert written.sidecar is not None
+    assert written.sidecar.settings["data_dir"] == f"{tmp_path}/a\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compress_probability": 0.1}, "add --cfg.write_mode=proportion, or leave it out"),
+        (
+            {"smart_threshold": 2.0, "write_mode": "raw"},
+            "cfg.smart_threshold: has no effect with write_mode=raw",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    write: "Write", settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write(**settings)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder for the sidecar"])
+def test_what_a_file_cannot_replace_is_refused(tree: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.beton"
+    message = "no regular file; name another"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(tmp_path / "there.beton")
+        message = "is a link to .*there.beton; name that"
+    else:
+        beton.sidecar_path(path).mkdir()
+    with pytest.raises(UserError, match=message):
+        writing.write(Writing(data_dir=str(tree), write_path=str(path)))
