@@ -55,7 +55,12 @@ class Task(NamedTuple):
 def main() -> None:
     """Write the files, measure, report."""
     options = _options()
-    resolutions = [int(text) for text in options.resolution.split(",")]
+    try:
+        resolutions = [int(text) for text in options.resolution.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--resolution={options.resolution}: write sides in pixels, as 128,224"
+        ) from None
     names = [name for name in LOADERS if name != "dali" or _has_dali()]
     with tempfile.TemporaryDirectory(dir=options.work_folder) as folder:
         task = Task(Path(folder), options.batch_size, options.workers)

@@ -68,6 +68,9 @@ class Options:
 def main() -> None:
     """Measure and print."""
     words = settings.split(sys.argv[1:])
+    if "help" in words:
+        settings.print_page(settings.help_text(Options, __doc__ or ""))
+        return
     own = {field: words.pop(field) for field in settings.declared(Options) if field in words}
     options = settings.build(Options, settings.from_arguments(Options, own))
     if not {"config", "training.batch_size"} & words.keys():

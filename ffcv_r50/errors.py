@@ -1,5 +1,6 @@
 """The one kind of error that is the user's to mend, and the exit codes of every program."""
 
+import contextlib
 import io
 import os
 import sys
@@ -46,12 +47,19 @@ def exit_with(main: Callable[[], int | None], *, together: bool = False) -> NoRe
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
+    code: int | None
     try:
         code = main()
     except (UserError, RunFault) as error:
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         if rank == "0" or not together:
             line = " ".join(str(error).splitlines())
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(BAD_INPUT if isinstance(error, UserError) else FAULT)
+            with contextlib.suppress(OSError):
+                print(f"error: {line}", file=sys.stderr, flush=True)
+        code = BAD_INPUT if isinstance(error, UserError) else FAULT
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # or Python fails at it again and exits with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(FINISHED if code is None else code)

@@ -30,6 +30,11 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
                 f"--checkpoint={config.checkpoint.file}: tells {num_classes} classes apart, "
                 f"{val_set.path} has {val_set.num_classes}"
             )
+        if val_set.num_classes < num_classes:
+            console.say(
+                f"note: the network tells {num_classes} classes apart, {val_set.path} has "
+                f"{val_set.num_classes}"
+            )
         learner = Learner(config, num_classes, 1, world)
         try:
             learner.network.load_state_dict(weights)

@@ -1,7 +1,7 @@
 """Signals become one wish: stop soon, with everything saved.
 
 A scheduler that preempts sends SIGTERM (or what it was asked to send: SLURM's ``--signal=USR2``), a
-person presses Ctrl-C. Whichever process hears it, the wish travels with the next optimizer step's
+person presses Ctrl-C or closes the terminal. Whichever process hears it, the wish travels with the next optimizer step's
 sums to all of them (:meth:`ffcv_r50.learner.Learner.step`), so that all stop after the same step.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 # A forked child would report its signals as its parent's.
@@ -43,7 +43,8 @@ class StopSignal:
         self._wakeup_before = signal.set_wakeup_fd(self._signals.fileno())
         self._before: dict[signal.Signals, Any] = {}
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._heard)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish about SIGHUP
+                self._before[number] = signal.signal(number, self._heard)
         return self
 
     def __exit__(
@@ -70,6 +71,7 @@ def _exit_at_second_interrupt(heard: socket.socket) -> None:
         while numbers := heard.recv(64):
             interrupts += numbers.count(signal.SIGINT)
             if interrupts > 1:
+                os.write(2, b"interrupted again: ended at once; the newest checkpoint is kept\n")
                 os._exit(128 + signal.SIGINT)
 
 

@@ -12,6 +12,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ import ffcv_r50
 from ffcv_r50.config import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
+from ffcv_r50.logs import jsonl
 
 STATUS = "status.json"
 LOCK_SECONDS = 5.0
@@ -107,33 +109,48 @@ class RunFolder:
             except OSError:  # a file system without locks: nothing to hold
                 return
             else:
-                self._lock.truncate(0)
-                self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                self._lock.flush()
+                with contextlib.suppress(OSError):  # who holds it is told to others only
+                    self._lock.truncate(0)
+                    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                    self._lock.flush()
                 return
 
     def release(self) -> None:
         """Let others use the folder."""
         self._lock.close()
 
-    def begin(self, config: Config, world_size: int) -> list[str]:
-        """Write the configuration and append this start to the environment file.
+    def changes(self, config: Config) -> list[str]:
+        """What differs from the saved configuration, as ``resume.allow`` permits.
+
+        Raises:
+            UserError: something else differs, named; or what was saved cannot be read.
+        """
+        saved = self.path / "config.yaml"
+        if not saved.exists():
+            return []
+        try:
+            text = saved.read_text()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{saved}: cannot be read ({error}); restore it or remove it"
+            ) from error
+        return differing(str(self.path), text, config)
+
+    def begin(self, config: Config, world_size: int) -> None:
+        """Write the configuration, append this start to the environment file: the run is under way.
 
         What killed processes left half-written is removed.
 
-        Returns:
-            What differs from the saved configuration, as ``resume.allow`` permits.
-
         Raises:
-            UserError: something else differs; names it. Or the folder cannot be written.
+            UserError: the folder cannot be written.
         """
-        saved = self.path / "config.yaml"
-        changes = differing(str(self.path), saved.read_text(), config) if saved.exists() else []
+        ours = ["config.yaml", "environment.json", STATUS, self.log.name, self.weights.name]
+        half = [self.path.glob(f".{name}.[0-9]*.tmp") for name in ours]
+        half.append(self.checkpoints.glob(".*.pt.[0-9]*.tmp"))
         try:
-            for folder in (self.path, self.checkpoints):
-                for half in folder.glob(".*.tmp"):
-                    half.unlink()
-            with atomic_write(saved) as file:
+            for path in itertools.chain(*half):
+                path.unlink()
+            with atomic_write(self.path / "config.yaml") as file:
                 file.write(config.to_yaml().encode())
             self._append_start(world_size)
         except OSError as error:
@@ -141,11 +158,16 @@ class RunFolder:
                 f"logging.folder={self.path}: cannot be written ({error.strerror}); make room "
                 "there, or choose another"
             ) from error
-        return changes
+        self.set_status("running")
 
     def _append_start(self, world_size: int) -> None:
         environment = self.path / "environment.json"
-        starts = json.loads(environment.read_text()) if environment.exists() else []
+        starts = []
+        if environment.exists():
+            try:
+                starts = json.loads(environment.read_text())
+            except ValueError:  # nothing continues from it, so it stops nobody
+                environment.rename(self.path / "environment.damaged.json")
         starts.append(
             {
                 "time": _now(),
@@ -198,16 +220,29 @@ class RunFolder:
         status = self.status()
         return (status.get("state"), status.get("launch")) == ("stopped", _launch())
 
-    def put_aside(self) -> None:
-        """Keep an earlier run's state, log and settings in a folder that nothing continues from."""
-        if not any(self.checkpoints.iterdir()):
-            return
+    def has_results(self) -> bool:
+        """Whether a run got further here than its first checkpoint."""
+        return self.weights.exists() or len(jsonl.read(self.log)) > 1
+
+    def put_aside(self) -> Path | None:
+        """Keep an earlier run's state, log and settings in a folder that nothing continues from.
+
+        Returns:
+            That folder; None where there was nothing to keep.
+        """
+        kept = [
+            path for path in (self.log, self.path / "config.yaml", self.weights) if path.exists()
+        ]
+        if any(self.checkpoints.iterdir()):
+            kept.append(self.checkpoints)
+        if not kept:
+            return None
         aside = self.path / time.strftime("before-%Y%m%d-%H%M%S")
         aside.mkdir()
-        for path in (self.checkpoints, self.log, self.path / "config.yaml", self.weights):
-            if path.exists():
-                path.rename(aside / path.name)
-        self.checkpoints.mkdir()
+        for path in kept:
+            path.rename(aside / path.name)
+        self.checkpoints.mkdir(exist_ok=True)
+        return aside
 
 
 def differing(where: str, saved: str, config: Config) -> list[str]:
@@ -221,7 +256,13 @@ def differing(where: str, saved: str, config: Config) -> list[str]:
     Raises:
         UserError: something else differs; names it.
     """
-    before, now = (_flat(yaml.safe_load(text)) for text in (saved, config.to_yaml()))
+    try:
+        before = _flat(yaml.safe_load(saved))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(
+            f"{where}: its saved configuration is damaged; restore it, or choose another folder"
+        ) from error
+    now = _flat(yaml.safe_load(config.to_yaml()))
     allowed = config.resume.allow.split(",")
     changes = {
         key: f"{key} ({before.get(key)} -> {now.get(key)})"
@@ -238,8 +279,10 @@ def differing(where: str, saved: str, config: Config) -> list[str]:
 
 
 def _launch() -> str:
-    """One start by a launcher: the same for what torchrun starts again, in the same size."""
-    return ":".join(os.environ.get(n, "") for n in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"))
+    """One call of torchrun: the same for what it starts again, in the same size."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']}, {os.environ.get('WORLD_SIZE')} processes"
 
 
 def _now() -> str:

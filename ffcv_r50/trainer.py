@@ -330,26 +330,52 @@ class Run:
         raise Stopped("the state is saved" if saved else "its newest state could not be saved")
 
     def _continue(self) -> None:
-        """Take over the state that the folder, or ``resume.source``, holds."""
-        config, found = self.config, None
+        """Take over the state that the folder, or ``resume.source``, holds; then write to it."""
+        config, folder = self.config, self.folder
+        found = None
         with distributed.agreed_errors():
-            if self.folder:
-                if config.resume.source == "none" and not self.world.restarted:
-                    self.folder.put_aside()
-                for change in self.folder.begin(config, self.world.size):
-                    self.console.say(f"note: {change}, as resume.allow permits")
-                found, warnings = checkpoint.newest(self.folder.checkpoints)
-                for warning in warnings:
-                    self.console.warn(warning)
-                if found is None and config.resume.source not in ("auto", "none"):
-                    found = checkpoint.load_state(Path(config.resume.source))
-                    run_folder.differing(config.resume.source, found["config"], config)
-                self.folder.set_status("running")
+            if folder:
+                found = self._find(folder)
         state = distributed.from_main((found or {}) if self.world.is_main else None)
         if state:
             self._load(state)
-        if self.folder:
-            jsonl.rewind(self.folder.log, self.progress.epoch)
+        with distributed.agreed_errors():
+            if folder:
+                folder.begin(config, self.world.size)
+        if folder:
+            jsonl.rewind(folder.log, self.progress.epoch)
+
+    def _find(self, folder: run_folder.RunFolder) -> dict[str, Any] | None:
+        """The state to continue from, if any.
+
+        Raises:
+            UserError: it belongs to other settings, or cannot be read, or nothing is left to do.
+        """
+        config, source = self.config, self.config.resume.source
+        named = source not in ("auto", "none")
+        if source == "none" and not self.world.restarted:
+            folder.put_aside()
+        for change in folder.changes(config):
+            self.console.say(f"note: {change}, as resume.allow permits")
+        found, warnings = checkpoint.newest(folder.checkpoints)
+        for warning in warnings:
+            self.console.warn(warning)
+        if found and named:
+            self.console.say(f"note: {folder.path} has a state of its own; {source} is not read")
+        elif found is None and folder.has_results():
+            self.console.warn(
+                f"{folder.path}: has a run without a state to continue from; its log is kept in "
+                f"{folder.put_aside()}"
+            )
+        if found is None and named:
+            found = checkpoint.load_state(Path(source))
+            run_folder.differing(source, found["config"], config)
+            if found["progress"]["epoch"] >= config.training.epochs:
+                raise UserError(
+                    f"--resume={source}: all {config.training.epochs} epochs of that run are done; "
+                    "ask for more with --training.epochs, a schedule for them, and --resume.allow"
+                )
+        return found
 
     def _load(self, state: dict[str, Any]) -> None:
         try:
@@ -398,7 +424,8 @@ class Run:
         if self.folder:
             self.saver.finish()
             checkpoint.write_weights(self.folder.weights, self.learner.network.state_dict())
-            last = (self._unlogged or jsonl.read(self.folder.log))[-1]
+            rows = self._unlogged or jsonl.read(self.folder.log)
+            last = rows[-1] if rows else {"top_1": float("nan"), "top_5": float("nan")}
             self.console.say(
                 f"finished: top-1 {last['top_1']:.2f} %, top-5 {last['top_5']:.2f} % on all "
                 f"{self.val_set.num_samples:,} validation images ({eval_only.how(self.config)}); best epoch "

@@ -126,6 +126,17 @@ def test_each_signal_is_heard_and_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            ranks.signal_self(signal.SIGHUP)
+            assert stop.asked is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def hear(numbers: tuple[signal.Signals, ...]) -> None:
     with StopSignal():
         for number in numbers:

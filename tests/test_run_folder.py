@@ -1,5 +1,6 @@
 """The folder of a run: held by one process, refused to other recipes, started anew on demand."""
 
+import fcntl
 import json
 import os
 import resource
@@ -25,7 +26,10 @@ def settings(tmp_path: Path, *more: str) -> Config:
 def begin(tmp_path: Path, *more: str) -> list[str]:
     folder = RunFolder(str(tmp_path / "run"))
     try:
-        return folder.begin(settings(tmp_path, *more), world_size=1)
+        config = settings(tmp_path, *more)
+        changes = folder.changes(config)
+        folder.begin(config, world_size=1)
+        return changes
     finally:
         folder.release()
 
@@ -166,3 +170,39 @@ def test_a_row_of_the_log_is_written_whole_or_not_at_all(tmp_path: Path) -> None
     jsonl.append(log, {"epoch": 1})
     assert [row["epoch"] for row in jsonl.read(log)] == [0, 1]
     assert log.read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("content", ["{{{", "- a list", "", "\ud800"])
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: str) -> None:
+    begin(tmp_path)
+    (tmp_path / "run" / "config.yaml").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(UserError, match="restore it"):
+        begin(tmp_path)
+
+
+def test_a_damaged_environment_file_stops_nobody(tmp_path: Path) -> None:
+    begin(tmp_path)
+    environment = tmp_path / "run" / "environment.json"
+    environment.write_text("[{")
+    begin(tmp_path)
+    assert len(json.loads(environment.read_text())) == 1
+    assert environment.with_name("environment.damaged.json").read_text() == "[{"
+
+
+def test_only_our_own_half_written_files_are_removed(tmp_path: Path) -> None:
+    begin(tmp_path)
+    folder = tmp_path / "run"
+    ours = [".config.yaml.17.tmp", ".weights.pt.17.tmp", "checkpoints/.last.pt.17.tmp"]
+    others = [".mine.tmp", ".config.yaml.tmp", ".notes.17.tmp"]
+    for name in (*ours, *others):
+        (folder / name).write_text("half")
+    begin(tmp_path)
+    assert [name for name in (*ours, *others) if (folder / name).exists()] == others
+
+
+def test_a_full_disk_does_not_keep_the_folder_from_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    RunFolder(str(tmp_path)).release()

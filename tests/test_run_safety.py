@@ -211,6 +211,48 @@ def test_starting_anew_in_the_same_folder(
     assert (aside / "checkpoints" / checkpoint.LAST).exists()
 
 
+def test_a_finished_run_has_nothing_to_give_to_a_new_folder(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    source = undisturbed / "checkpoints" / checkpoint.LAST
+    ended = ranks.run(
+        ranks.arguments(dataset, tmp_path / "new", f"--resume={source}"), tmp_path, ranks=1
+    )
+    assert ended.codes == [BAD_INPUT]
+    assert f"error: --resume={source}: all 3 epochs of that run are done" in ended.outputs[0]
+
+
+def test_a_refused_start_leaves_the_folder_as_it_was(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    arguments = ranks.arguments(dataset, tmp_path / "run")
+    other = [word for word in arguments if "model.arch" not in word]
+    refused = ranks.run(
+        [*other, "--model.arch=resnet18", "--resume.allow=model.arch"], tmp_path, ranks=1
+    )
+    assert refused.codes == [BAD_INPUT], refused.outputs
+    assert "the saved state does not fit this network" in refused.outputs[0]
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    assert ranks.run(arguments, tmp_path, ranks=1).codes == [FINISHED]
+
+
+def test_a_run_whose_states_are_gone_is_not_written_over(
+    undisturbed: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    anew = ranks.run(ranks.arguments(dataset, tmp_path / "run"), tmp_path, ranks=1)
+    assert anew.codes == [FINISHED], anew.outputs
+    [aside] = (tmp_path / "run").glob("before-*")
+    assert f"its log is kept in {aside}" in anew.outputs[0]
+    assert (aside / "log.jsonl").read_bytes() == log
+    assert (aside / "weights.pt").exists()
+    ranks.assert_same_run(undisturbed, tmp_path / "run")
+
+
 # ------------------------------------------------------------------------------------------ full disks
 
 

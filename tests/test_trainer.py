@@ -371,3 +371,26 @@ def test_a_loss_that_is_not_finite_names_the_step(
 def test_the_dataset_fixture_is_what_the_tests_think(dataset: Dataset) -> None:
     assert Beton(dataset.train).num_samples == TRAIN_IMAGES
     assert Beton(dataset.val).num_samples == VAL_IMAGES
+
+
+@pytest.mark.parametrize("where", ["a closed pipe", "/dev/full"])
+def test_training_does_not_end_with_what_it_writes_to(
+    dataset: Dataset, tmp_path: Path, where: str
+) -> None:
+    more = ["--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}"]
+    command = [sys.executable, str(REPOSITORY / "train_imagenet.py")]
+    with (
+        open("/dev/full", "w") as full,
+        subprocess.Popen(
+            [*command, *dataset.arguments(tmp_path / "run", *more)],
+            stdout=full if where == "/dev/full" else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        if process.stdout:
+            process.stdout.close()
+        assert process.stderr is not None
+        error = process.stderr.read()
+    assert (process.returncode, error) == (0, "")
+    assert ranks.status(tmp_path / "run")["state"] == "finished"

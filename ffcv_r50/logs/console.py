@@ -1,8 +1,10 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere; one process speaks."""
 
+import contextlib
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -44,23 +46,32 @@ class Bar:
             self._console.say(f"{self._title}  {done}/{self._total}  {text}  {left}")
 
 
+class _Tireless(rich.console.Console):
+    """What it writes to may be gone (``| head``, a closed terminal); the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on, instead of ending the program."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """Speaks for the run where ``enabled`` (rank 0), is silent elsewhere."""
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self._rich = rich.console.Console(highlight=False, soft_wrap=True)
+        self._rich = _Tireless(highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line."""
         if self.enabled:
-            self._rich.print(text, markup=False)
+            with contextlib.suppress(OSError):  # the disk of a log may be full
+                self._rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """One line that should not be overlooked."""
         self.say(f"warning: {text}")
 
-    @contextmanager
+    @contextlib.contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A progress bar that vanishes when the loop is over.
 
