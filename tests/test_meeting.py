@@ -103,11 +103,9 @@ def test_gloo_talks_where_the_meeting_point_is(
     local_size: int,
     chosen: str | None,
 ) -> None:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    if given:
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+    environment = {"GLOO_SOCKET_IFNAME": given} if given else {}
+    monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(meeting, "interface_to", lambda address: {"n1": leads}[address])
     place = Placement(0, 2, 0, local_size, "SLURM", "tcp://n1:12345")
     meeting.choose_interface(place)
-    assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert environment.get("GLOO_SOCKET_IFNAME") == chosen
