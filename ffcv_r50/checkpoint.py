@@ -235,7 +235,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         file that was passed over.
 
     Raises:
-        UserError: there are checkpoints, but every one is damaged.
+        UserError: there are checkpoints, but every one is damaged, or one cannot be read.
     """
     warnings: list[str] = []
     for name in (LAST, PREVIOUS):
@@ -247,6 +247,10 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             return state, warnings
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise UserError(
+                f"{folder / name}: cannot be read ({error.strerror}); check the disk and who may read it"
+            ) from error
         except DamagedCheckpoint as error:
             warnings.append(f"{error}; passed over")
     if warnings:

@@ -250,3 +250,9 @@ def test_a_disk_that_fills_up_midway_is_told_as_such(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_cannot_be_read_is_not_started_over(tmp_path: Path) -> None:
+    (tmp_path / checkpoint.LAST).mkdir()  # what root cannot read either
+    with pytest.raises(UserError, match=r"last\.pt: cannot be read \(Is a directory\)"):
+        checkpoint.newest(tmp_path)
