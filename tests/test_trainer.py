@@ -273,7 +273,7 @@ def test_a_validation_batch_larger_than_the_dataset(
         f"--data.val_dataset={dataset.val}",
         "--training.eval_only=1",
         f"--checkpoint={finished / 'weights.pt'}",
-        "--validation.batch_size=1000000000",
+        "--validation.batch_size=1000000",
     ]
     assert launch(arguments).codes == [0]
 
