@@ -274,6 +274,7 @@ def test_a_validation_batch_larger_than_the_dataset(
         "--training.eval_only=1",
         f"--checkpoint={finished / 'weights.pt'}",
         "--validation.batch_size=1000000",
+        "--validation.resolution=256",  # 200 GB
     ]
     assert launch(arguments).codes == [0]
 
