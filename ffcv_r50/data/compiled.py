@@ -7,12 +7,14 @@ files too. So each entry point is a closure over :data:`SOURCES`, which numba ma
 an edit anywhere in this package compiles anew instead of running old code.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.caching import FunctionCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,9 +34,18 @@ def entry_point(function: Function) -> Function:
     """Compile a function that Python calls, and keep it on disk.
 
     Several processes may compile it at once: numba renames whole files into place, the last wins.
+    Where it cannot be kept, every start compiles.
     """
-    try:
-        compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # no folder to keep it in: every start compiles
-        compiled = inlined(function)
+    compiled: Any = inlined(function)
+    with contextlib.suppress(RuntimeError):  # numba knows no folder that can be written
+        compiled._cache = _Cache(function)  # what ``cache=True`` does, with numba's own
     return cast(Function, compiled)
+
+
+class _Cache(FunctionCache):
+    """Numba's, but a full disk is no reason not to run what has just been compiled."""
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep compiled code for the next start, if that is possible."""
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)

@@ -1,5 +1,6 @@
 """The loader: the same samples whoever asks, errors that arrive, and nothing left behind."""
 
+import errno
 import gc
 import io
 import logging
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from numba.core.caching import CacheImpl, IndexDataCacheFile
 from PIL import Image
 
 from ffcv_r50.data import beton, compiled, decode, jpeg, loader
@@ -459,14 +461,18 @@ def test_the_second_start_is_quick_and_first_starts_may_be_many(
 def test_without_a_place_for_the_cache_code_is_compiled_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    njit = numba.njit
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheImpl, "_locator_classes", [])
+        with pytest.raises(RuntimeError, match="no locator available"):
+            numba.njit(cache=True)(lambda x: x)
+        assert compiled.entry_point(lambda x: x + 1)(41) == 42
 
-    def nowhere(**settings: Any) -> Any:
-        if settings.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(**settings)
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(numba, "njit", nowhere)
+    monkeypatch.setattr(IndexDataCacheFile, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        numba.njit(cache=True)(lambda x: x)(41)
     assert compiled.entry_point(lambda x: x + 1)(41) == 42
 
 
