@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ffcv_r50.settings import Range
+from ffcv_r50.settings import Invalid, Range
 
 Count = Annotated[int, Range(at_least=1)]
 
@@ -27,12 +27,13 @@ class Writing:
     `smart_threshold` times smaller)."""
     max_resolution: Annotated[int, Range(at_least=0, at_most=65500)] = 500
     """Longest side in pixels; larger images are shrunk by area averaging. 0 keeps all sizes."""
-    compress_probability: Annotated[float, Range(at_least=0, at_most=1)] = 0.5
-    """Share of images stored as JPEG with `write_mode=proportion`. Which ones follows from `seed`
-    and the image's path."""
-    smart_threshold: Annotated[float, Range(at_least=0)] = 4.0
+    compress_probability: Annotated[float, Range(at_least=0, at_most=1)] | None = None
+    """Share of images stored as JPEG with `write_mode=proportion`, where null stands for 0.5. Which
+    ones follows from `seed` and the image's path."""
+    smart_threshold: Annotated[float, Range(at_least=0)] | None = None
     """With `write_mode=smart`, an image is stored as JPEG where its raw pixels take at least this
-    many times the bytes. (In stock FFCV it is a number of raw bytes, and unset means all raw.)"""
+    many times the bytes; null stands for 4. (In stock FFCV it is a number of raw bytes, and unset
+    means all raw.)"""
     jpeg_quality: Annotated[int, Range(at_least=1, at_most=100)] = 90
     """Quality of the stored JPEGs, which are baseline, 4:2:0, with restart markers."""
     subset: Annotated[int, Range(at_least=-1)] = -1
@@ -44,12 +45,27 @@ class Writing:
     `<write_path>.json` (`skip`)."""
     exif_rotate: bool = False
     """Turn images upright as their EXIF orientation says. torchvision does not."""
-    seed: Annotated[int, Range(at_least=0, below=2**64)] = 0
+    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
     """Decides which images are stored raw and which are in a subset."""
     num_workers: Annotated[int, Range(at_least=0)] = 0
     """Processes that read and encode; 0 takes one a core. Has no effect on the file."""
     chunk_size: Count = 16
     """Images a process is given at a time. Has no effect on the file."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect, and fill in what null stands for."""
+        for name, mode, default in (
+            ("compress_probability", "proportion", 0.5),
+            ("smart_threshold", "smart", 4.0),
+        ):
+            if self.write_mode == mode and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+            elif self.write_mode != mode and getattr(self, name) is not None:
+                raise Invalid(
+                    f"cfg.{name}",
+                    f"has no effect with write_mode={self.write_mode}; "
+                    f"add --cfg.write_mode={mode}, or leave it out",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def sweep(path: Path) -> list[str]:
         age = time.time() - found.st_mtime
         size = f"{found.st_size / 1e6:,.0f} MB"
         if age > SILENCE_SECONDS and not _is_alive(int(match[2])):
-            entry.unlink()
+            entry.unlink(missing_ok=True)  # another writer may sweep, too
             lines.append(f"removed {entry} ({size}), left by a writer that was killed")
         else:
             lines.append(f"note: {entry} ({size}) is there; remove it unless a writer is at work")

@@ -102,14 +102,12 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder and its files. Links to folders are followed, but for those that lead around in
     circles (torchvision goes around until the system refuses).
     """
+    ways = {str(top): [top.resolve()]}  # to each folder ahead: the real folders passed, and itself
     for folder, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
-        here = Path(folder).resolve()
-        folders[:] = [
-            name
-            for name in folders
-            if not os.path.islink(os.path.join(folder, name))
-            or not here.is_relative_to(Path(folder, name).resolve())
-        ]
+        way = ways.pop(folder)
+        inner = {name: Path(folder, name).resolve() for name in folders}
+        folders[:] = [n for n in folders if not any(p.is_relative_to(inner[n]) for p in way)]
+        ways |= {os.path.join(folder, n): [*way, inner[n]] for n in folders}
         yield folder, files
 
 

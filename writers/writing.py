@@ -34,7 +34,6 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
         OSError: the disk is full, or the file cannot be written for another reason.
     """
     start = time.monotonic()
-    _check_unused(cfg)
     path = _target(cfg.write_path)
     source = _source(cfg)
     for line in leftovers.sweep(path):
@@ -97,16 +96,6 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     )
 
 
-def _check_unused(cfg: Writing) -> None:
-    """Nobody asks for a share of JPEGs to get something else."""
-    for name, mode in (("compress_probability", "proportion"), ("smart_threshold", "smart")):
-        if cfg.write_mode != mode and getattr(cfg, name) != getattr(Writing, name):
-            raise UserError(
-                f"cfg.{name}: has no effect with write_mode={cfg.write_mode}; add "
-                f"--cfg.write_mode={mode}, or leave it out"
-            )
-
-
 def _target(write_path: str) -> Path:
     """The path to write, if that can work."""
     path = Path(write_path).expanduser()
@@ -114,7 +103,7 @@ def _target(write_path: str) -> Path:
         raise UserError(f"cfg.write_path: {path} is a folder; name the .beton file to write")
     # The finished file takes its place, which is not what somebody with a link or a pipe wants.
     if path.is_symlink():
-        raise UserError(f"cfg.write_path: {path} is a link to {os.readlink(path)}; name that")
+        raise UserError(f"cfg.write_path: {path} is a link to {os.path.realpath(path)}; name that")
     for there in (path, beton.sidecar_path(path)):
         if there.exists() and not there.is_file():
             raise UserError(f"cfg.write_path: {there} is no regular file; name another")
@@ -145,7 +134,7 @@ def _encoded(
     encoding = images.Encoding(
         max_resolution=cfg.max_resolution,
         jpeg_quality=cfg.jpeg_quality,
-        smart_threshold=cfg.smart_threshold,
+        smart_threshold=cfg.smart_threshold or 0.0,
         exif_rotate=cfg.exif_rotate,
         max_bytes=page_size,
     )
@@ -167,7 +156,7 @@ def _mode(cfg: Writing, name: str) -> str:
     """``raw``, ``jpg`` or ``smart`` for one image."""
     if cfg.write_mode != "proportion":
         return cfg.write_mode
-    share = cfg.compress_probability
+    share = cfg.compress_probability or 0.0
     return "jpg" if sources.draw(cfg.seed, "compress", name) < share else "raw"
 
 

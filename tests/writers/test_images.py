@@ -1,6 +1,7 @@
 import io
 import itertools
 import os
+import runpy
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import ffcv.fields.rgb_image
 import numpy as np
 import numpy.typing as npt
 import pytest
+from numba.core.caching import CacheImpl
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import pil_loader
 
@@ -346,6 +348,11 @@ def test_a_chunk_keeps_its_order_and_its_failures(tmp_path: Path) -> None:
     assert results[0] == images.Encoded(beton.MODE_RAW, 8, 9, picture(8, 9).tobytes())
     assert results[1] == images.Failed("No such file or directory")
     assert results[2][:3] == (beton.MODE_JPEG, 7, 6)
+
+
+def test_shrinking_needs_no_place_for_numbas_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    runpy.run_path(str(area.__file__))  # a read-only installation without a home
 
 
 def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:

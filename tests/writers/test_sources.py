@@ -178,3 +178,10 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "a" / "up").symlink_to(root)
     (root / "a" / "more").symlink_to(make(tmp_path.parent / "elsewhere", "3.jpg"))
     assert sources.image_folder(root).paths == ["a/1.jpg", "a/more/3.jpg", "b/2.jpg"]
+    (root / "a" / "up").unlink()
+    (root / "a" / "to").symlink_to(root / "b")
+    (root / "b" / "fro").symlink_to(root / "a")
+    assert sources.image_folder(root).paths == [
+        *("a/1.jpg", "a/more/3.jpg", "a/to/2.jpg"),
+        *("b/2.jpg", "b/fro/1.jpg", "b/fro/more/3.jpg"),
+    ]

@@ -85,6 +85,14 @@ def test_it_runs_from_anywhere(tree: Path) -> None:
         ),
         (["--cfg.chunk_size=0"], "--cfg.chunk_size: expected an integer at least 1, got 0"),
         (["--cfg.on_error=ignore"], "--cfg.on_error: expected stop or skip, got 'ignore'"),
+        (
+            ["--cfg.seed=" + "9" * 70],
+            "--cfg.seed: expected an integer at least 0 and below 4294967296",
+        ),
+        (
+            ["--cfg.compress_probability=0.5"],
+            "--cfg.compress_probability: has no effect with write_mode=jpg; add",
+        ),
         (["--cfg.subset=0"], "cfg.subset: {} has 3 images, cannot take 0"),
         (["--cfg.subset=4"], "cfg.subset: {} has 3 images, cannot take 4"),
     ],
@@ -108,10 +116,10 @@ def test_missing_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bad_image_is_one_line_and_exit_code_2(tree: Path) -> None:
-    (tree / "b" / "3.png").write_bytes(b"")
+    (tree / "b" / "3\n.png").write_bytes(b"")
     done = subprocess.run(command(tree), capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tree}/b/3.png: empty file; ")
+    assert done.stderr.startswith(f"error: {tree}/b/3 .png: empty file; ")
     assert done.stderr.count("\n") == 1
     assert list(tree.parent.iterdir()) == [tree]
 
@@ -308,6 +316,28 @@ def test_leftovers_of_dead_writers_are_removed(tmp_path: Path) -> None:
         assert (tmp_path / name).exists() == (said != "removed")
         about = [line for line in lines if f"{name} " in line]
         assert [line.startswith(said or "?") for line in about] == [True] * (said is not None)
+
+
+def test_leftovers_that_vanish_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [".x.beton.1.tmp", ".x.beton.2.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    monkeypatch.setattr(leftovers, "_is_alive", lambda _: False)
+    stat = Path.stat
+
+    def late(path: Path, **options: bool) -> os.stat_result:
+        """The first file is gone before it is looked at, the second one afterwards."""
+        if path.name == names[0]:
+            path.unlink(missing_ok=True)
+        found = stat(path, **options)
+        if path.name == names[1]:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "stat", late)
+    leftovers.sweep(tmp_path / "x.beton")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_progress_says_speed_and_time_left(

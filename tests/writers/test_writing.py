@@ -385,7 +385,7 @@ def test_names_that_are_no_text(tree: Path, write: "Write", tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"compress_probability": 0.1}, "add --cfg.write_mode=proportion, or leave it out"),
+        ({"compress_probability": 0.5}, "add --cfg.write_mode=proportion, or leave it out"),
         (
             {"smart_threshold": 2.0, "write_mode": "raw"},
             "cfg.smart_threshold: has no effect with write_mode=raw",
@@ -406,8 +406,8 @@ def test_what_a_file_cannot_replace_is_refused(tree: Path, tmp_path: Path, kind:
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "link":
-        path.symlink_to(tmp_path / "there.beton")
-        message = "is a link to .*there.beton; name that"
+        path.symlink_to("there.beton")
+        message = f"is a link to {tmp_path}/there.beton; name that"
     else:
         beton.sidecar_path(path).mkdir()
     with pytest.raises(UserError, match=message):
