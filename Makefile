@@ -1,5 +1,5 @@
 # make demo    from a bundled dataset to a trained classifier and its exact top-1
-# make test    the tests            make check   format, lint, types
+# make test    the tests            make check   format, lint, types, rooms
 # make format  apply the formatter  make clean   remove what the targets above made
 #
 # Everything is set up once, into .venv; PYTHON=python3.12 make ... chooses the interpreter.
@@ -31,6 +31,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/installed
 	$(BIN)/ruff format

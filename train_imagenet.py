@@ -2,12 +2,13 @@
 
 import sys
 
-from ffcv_r50 import config, errors, trainer
+from ffcv_r50 import errors, trainer
+from ffcv_r50.config import settings
 
 
 def main() -> int:
     """Read the configuration and run it; returns the exit code."""
-    return trainer.run(config.load(sys.argv[1:]))
+    return trainer.run(settings.load(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -50,13 +50,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_r50 import config as configuration
 from ffcv_r50 import trainer
-from ffcv_r50.checkpoint import LAST, PREVIOUS
+from ffcv_r50.config import settings
+from ffcv_r50.config.command_line import Parser
 from ffcv_r50.errors import FAULT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with
-from ffcv_r50.learner import Learner
 from ffcv_r50.logs.console import duration
-from ffcv_r50.options import Parser
+from ffcv_r50.run.checkpoint import LAST, PREVIOUS
+from ffcv_r50.training.learner import Learner
 from writers import writing
 from writers.config import Writing
 
@@ -186,7 +186,7 @@ def _rank(environment: dict[str, str], arguments: list[str], notes: str, output:
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     _noted(notes)
-    exit_with(lambda: trainer.run(configuration.load(arguments)), together=True)
+    exit_with(lambda: trainer.run(settings.load(arguments)), together=True)
 
 
 def _noted(notes: str) -> None:
@@ -222,7 +222,7 @@ def torchrun_rank() -> None:
     """What torchrun starts: the notes' name, then the trainer's command line."""
     notes, *arguments = sys.argv[2:]
     _noted(notes)
-    exit_with(lambda: trainer.run(configuration.load(arguments)), together=True)
+    exit_with(lambda: trainer.run(settings.load(arguments)), together=True)
 
 
 # ----------------------------------------------------------------------------------- a start of a run
@@ -707,7 +707,7 @@ class Bench:
                     outcome.starts, codes = 0, None
             finally:
                 start.kill()
-        self._judge(folder, allowed, outcome)
+        self._check_peers(folder, allowed, outcome)
 
     def _moment(self, folder: Path, rng: random.Random) -> Moment:
         """While it starts, after any step that is left but the last two, or in the next one."""
@@ -718,7 +718,7 @@ class Bench:
         each = (whole - start) / len(self.reference.steps)
         return Moment(steps, rng.uniform(0, start if steps == 0 else each))
 
-    def _judge(self, folder: Path, allowed: list[int], outcome: Outcome) -> None:
+    def _check_peers(self, folder: Path, allowed: list[int], outcome: Outcome) -> None:
         weights = torch.load(folder / "weights.pt", weights_only=True)
         outcome.bit_identical = weights.keys() == self.reference.weights.keys() and all(
             torch.equal(weights[name], tensor) for name, tensor in self.reference.weights.items()

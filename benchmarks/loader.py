@@ -33,8 +33,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ffcv_r50.config.command_line import Parser
 from ffcv_r50.errors import UserError, exit_with
-from ffcv_r50.options import Parser
 
 LOADERS = ("stock_ffcv", "ours_stock_file", "ours_tiled_file", "torchvision", "dali")
 LONGEST_SIDE, QUALITY = 500, 90

@@ -35,20 +35,22 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_r50 import checkpoint, distributed, loaders, recipe, settings
-from ffcv_r50 import config as configuration
-from ffcv_r50.config import Config
-from ffcv_r50.data import device as device_data
+from ffcv_r50 import distributed, recipe
+from ffcv_r50.config import reader, settings
+from ffcv_r50.config.settings import Config
+from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import exit_with
-from ffcv_r50.learner import Learner, Monitor
 from ffcv_r50.logs.console import duration
+from ffcv_r50.run import checkpoint
+from ffcv_r50.training import loaders
+from ffcv_r50.training.learner import Learner, Monitor
 from writers import writing
 from writers.config import Writing
 
 SYNTHETIC_IMAGES = 1024
 SAVE_INTERVAL = 60.0
-Count = Annotated[int, settings.Range(at_least=1)]
+Count = Annotated[int, reader.Range(at_least=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +69,15 @@ class Options:
 
 def main() -> None:
     """Measure and print."""
-    words = settings.split(sys.argv[1:])
+    words = reader.split(sys.argv[1:])
     if "help" in words:
-        settings.print_page(settings.help_text(Options, __doc__ or ""))
+        reader.print_page(reader.help_text(Options, __doc__ or ""))
         return
-    own = {field: words.pop(field) for field in settings.declared(Options) if field in words}
-    options = settings.build(Options, settings.from_arguments(Options, own))
+    own = {field: words.pop(field) for field in reader.declared(Options) if field in words}
+    options = reader.build(Options, reader.from_arguments(Options, own))
     if not {"config", "training.batch_size"} & words.keys():
         words |= _default_run(torch.cuda.is_available())
-    config = configuration.resolve(words, needs_data=False)
+    config = settings.resolve(words, needs_data=False)
     with (
         distributed.world(config.dist.timeout_seconds) as world,
         _dataset(config, world) as dataset,
@@ -111,7 +113,7 @@ def measure(
         def parts() -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
             while True:
                 with loader.epoch(next(epochs), options.resolution) as batches:
-                    yield from device_data.to_device(batches, world.device)
+                    yield from transfer.to_device(batches, world.device)
 
         stream = parts()
         with contextlib.closing(stream):
@@ -152,12 +154,12 @@ def measure(
         for _ in range(options.steps):
             began = time.perf_counter()
             train(parts, 1)
-            distributed.from_main(True)
+            distributed.broadcast_object(True)
             seconds.append(time.perf_counter() - began)
         steps, began = 0, time.perf_counter()
         if world.is_main:
             saver.save({"learner": learner.state_dict(), "config": config.to_yaml()})
-        while distributed.from_main(saver.writing):
+        while distributed.broadcast_object(saver.writing):
             train(parts, 1)
             steps += 1
         lost = time.perf_counter() - began - steps * statistics.median(seconds)
@@ -255,7 +257,7 @@ def _temporary_folder(world: distributed.World) -> Iterator[Path]:
         folder = None
         if world.is_main:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        yield distributed.from_main(folder)
+        yield distributed.broadcast_object(folder)
         _wait(world)
 
 

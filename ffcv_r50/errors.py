@@ -1,10 +1,11 @@
-"""The one kind of error that is the user's to mend, and the exit codes of every program."""
+"""The one kind of error that is the user's to correct, and the exit codes of every program."""
 
 import contextlib
+import difflib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 FINISHED = 0
@@ -12,7 +13,7 @@ FINISHED = 0
 FAULT = 1
 """Something broke that is not the user's input; Python's own code for an exception."""
 BAD_INPUT = 2
-"""The user's input is wrong; the same command will fail again until it is mended."""
+"""The user's input is wrong; the same command will fail again until it is corrected."""
 STOPPED_AS_ASKED = 75
 """A signal stopped the run after a checkpoint; the same command continues it (EX_TEMPFAIL)."""
 
@@ -25,6 +26,18 @@ class UserError(Exception):
     """
 
 
+class InvalidSetting(UserError):
+    """Settings that do not fit together, or one that names nothing there is; says which to change.
+
+    The reader of settings puts the place where it was given instead of the key.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+        self.message = message
+
+
 class RunFault(Exception):
     """The run cannot go on, and a traceback would not say more than the message's one line."""
 
@@ -34,6 +47,17 @@ class RunFault(Exception):
 
 class Stopped(Exception):
     """All ranks agreed to stop as they were asked to, and the state is saved."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of ``words`` that ``word`` was probably meant to be, or None."""
+    words = list(words)
+    same_name = [w for w in words if w.rpartition(".")[2] == word.rpartition(".")[2]]
+    near = same_name or difflib.get_close_matches(word, words, 1)
+    if not near:  # the right name in a wrong section: compare the names alone
+        names = {w.rpartition(".")[2]: w for w in words}
+        near = [names[n] for n in difflib.get_close_matches(word.rpartition(".")[2], names, 1)]
+    return near[0] if near else None
 
 
 def exit_with(main: Callable[[], int | None], *, together: bool = False) -> NoReturn:

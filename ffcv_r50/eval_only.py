@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from ffcv_r50 import checkpoint, distributed, loaders, models, staging
-from ffcv_r50.config import Config
+from ffcv_r50 import distributed, models
+from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
-from ffcv_r50.evaluation import evaluate
-from ffcv_r50.learner import Learner
 from ffcv_r50.logs.console import Console
+from ffcv_r50.run import checkpoint, staging
+from ffcv_r50.training import loaders
+from ffcv_r50.training.evaluation import evaluate
+from ffcv_r50.training.learner import Learner
 
 
 def run(config: Config, world: distributed.World, console: Console) -> None:
@@ -16,7 +18,7 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
     files = [config.data.val_dataset]
     if config.data.stage_dir:
         files = staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0)
-    with distributed.agreed_errors():
+    with distributed.errors_on_all_ranks():
         assert config.checkpoint.file is not None, "the configuration asks for it"
         val_set = Beton(files[0])
         weights = checkpoint.load_weights(Path(config.checkpoint.file))

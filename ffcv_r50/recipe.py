@@ -1,42 +1,10 @@
 """What a recipe means: the values that hold at epoch e and step s, and who computes what."""
 
-import itertools
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
-from ffcv_r50 import config as configuration
-from ffcv_r50 import flops, settings
-from ffcv_r50.config import Config
-from ffcv_r50.data.beton import Beton
-from ffcv_r50.errors import UserError, exit_with
-from ffcv_r50.keyframes import Keyframes
-
-__all__ = ["Keyframes", "Plan", "learning_rate", "main", "plan", "resolution"]
-
-IMAGENET_SAMPLES = 1_281_167
-IMAGENET_VAL_SAMPLES = 50_000
-IMAGENET_CLASSES = 1000
-WIDTH = 88
-"""Columns that text is wrapped at."""
-
-USAGE = """\
-usage: python -m ffcv_r50.recipe FILE [--world-size N] [--samples N] [--section.key=value ...]
-
-Print what a recipe does, epoch by epoch, without data or GPU: resolution, learning rate, steps,
-floating-point operations and where they go, and how N processes share each step.
-
-  --world-size N   processes (default 1)
-  --samples N      training images (default: those in data.train_dataset, or ImageNet's)
-"""
-
-
-Number = Annotated[int, settings.Range(at_least=1, at_most=10**12)]
+from ffcv_r50.config import settings
+from ffcv_r50.config.settings import Config
+from ffcv_r50.errors import UserError
 
 
 class Plan(NamedTuple):
@@ -54,7 +22,7 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -
     """The learning rate of an optimizer step.
 
     Args:
-        config: the configuration.
+        config: the settings.
         epoch: counted from 0.
         step: within the epoch, counted from 0.
         steps_per_epoch: optimizer steps in each epoch.
@@ -64,7 +32,7 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -
 
 def resolution(config: Config, epoch: int) -> int:
     """The side in pixels of the training images in an epoch: a multiple of 32."""
-    return configuration.resolution_at(config.schedule.resolution, epoch)
+    return settings.resolution_at(config.schedule.resolution, epoch)
 
 
 def plan(config: Config, world_size: int) -> Plan:
@@ -92,238 +60,3 @@ def plan(config: Config, world_size: int) -> Plan:
         f"process{'es' * (near != [1])}, or pass another --training.norm_batch_size (the run then "
         "departs from its recipe)"
     )
-
-
-# --------------------------------------------------------------------- python -m ffcv_r50.recipe
-
-
-class Dataset(NamedTuple):
-    """What the table needs to know of the data."""
-
-    samples: int
-    val_samples: int | None
-    classes: int
-    origin: str
-    """Where the numbers come from."""
-
-
-def main() -> None:
-    """Print the recipe named on the command line; exit as :func:`errors.exit_with` says."""
-    exit_with(lambda: show(sys.argv[1:]))
-
-
-def show(argv: Sequence[str]) -> None:
-    """Print a recipe: its header, plan, epoch-by-epoch table, and where its operations go.
-
-    Args:
-        argv: see :data:`USAGE`.
-
-    Raises:
-        UserError: a fault in the recipe, or processes that cannot share its steps.
-    """
-    named = bool(argv) and not argv[0].startswith("-")
-    words = settings.split(argv[1:] if named else argv)
-    if "help" in words:
-        settings.print_page(settings.help_text(Config, f"{USAGE}\nSettings of the recipe:"))
-        return
-    path = argv[0] if named else words.get("config")
-    if path is None:
-        raise UserError("command line: no recipe; pass one, such as rcp/rn50_16ep.yaml")
-    if named and "config" in words:
-        raise UserError(f"command line: two recipes, {path} and {words['config']}; pass one")
-    world_size, samples = (
-        settings.parse_argument(key, words.pop(key), Number).value if key in words else None
-        for key in ("world_size", "samples")
-    )
-    config = configuration.resolve({**words, "config": path}, needs_data=False)
-    dataset = _dataset(config, samples)
-    console = Console(markup=False, highlight=False, emoji=False)
-    console.width = 10_000  # tables as wide as they are: rich cuts digits off to fit a terminal
-    with console.capture() as page:  # nothing is printed of a recipe that has a fault
-        console.print(*_header(Path(path)), "", soft_wrap=True, sep="\n")
-        console.print(_facts(config, dataset, world_size or 1))
-        console.print()
-        console.print(_epochs(config, dataset))
-        console.print(
-            "\nlr: of the first and the last step. GFLOP: forward and backward pass, a multiply-add\n"
-            "as two; convolutions and matrix products only.\n"
-        )
-        console.print(_parts(config, dataset))
-    settings.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
-
-
-def _header(path: Path) -> list[str]:
-    """The first paragraph of the comment that the file begins with; else its name."""
-    lines = path.read_text("utf-8-sig").splitlines()
-    comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
-    return [line.removeprefix("#").strip() for line in comment] or [str(path)]
-
-
-def _dataset(config: Config, samples: int | None) -> Dataset:
-    train, val = (Path(p) for p in (config.data.train_dataset, config.data.val_dataset))
-    val_samples = Beton(val).num_samples if val.is_file() else None
-    if train.is_file():
-        beton = Beton(train)
-        origin = f"counted in {train}" if samples is None else "--samples"
-        return Dataset(samples or beton.num_samples, val_samples, beton.num_classes, origin)
-    if samples is not None:
-        return Dataset(samples, val_samples, IMAGENET_CLASSES, "--samples; classes as in ImageNet")
-    why = _absent("data.train_dataset", config.data.train_dataset)
-    return Dataset(
-        IMAGENET_SAMPLES,
-        val_samples or IMAGENET_VAL_SAMPLES,
-        IMAGENET_CLASSES,
-        f"ImageNet's numbers: {why}",
-    )
-
-
-def _absent(key: str, path: str) -> str:
-    return f"{path} does not exist" if path else f"{key} not given"
-
-
-def _steps(config: Config, dataset: Dataset) -> int:
-    steps = dataset.samples // config.training.batch_size
-    if not steps:
-        raise UserError(
-            f"training.batch_size: {config.training.batch_size} is more than the "
-            f"{dataset.samples} training images; pass a smaller --training.batch_size"
-        )
-    return steps
-
-
-def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
-    training, validation, steps = config.training, config.validation, _steps(config, dataset)
-    share = plan(config, world_size)
-    left_out = dataset.samples - steps * training.batch_size
-    optimizer = f"SGD, momentum {training.momentum:g}" + " (Nesterov)" * training.nesterov
-    decayed = "on everything" if training.decay_norm_and_bias else "not on norms and biases"
-    averaged = "flipped images averaged in" if validation.tta == "flip" else "no flips"
-    tested = (
-        f"images not counted, {_absent('data.val_dataset', config.data.val_dataset)}"
-        if dataset.val_samples is None
-        else f"{dataset.val_samples:,} images"
-    )
-    groups = f", shared by groups of {share.group_size} processes" if share.group_size > 1 else ""
-    facts = {
-        "network": config.model.arch + " with blurpool" * config.model.blurpool,
-        "data": f"{dataset.samples:,} images, {dataset.classes:,} classes ({dataset.origin})",
-        "optimizer": f"{optimizer}; weight decay {training.weight_decay:g} {decayed}",
-        "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
-        f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
-        f"batch-norm over {config.norm_batch_size:,}{groups}",
-        "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
-        f"{left_out:,} images are left out, other ones each epoch",
-        "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
-        "evaluation": f"each epoch at {validation.resolution} px, crop ratio "
-        f"{validation.crop_ratio:g}, {averaged}; {tested}",
-    }
-    table = Table.grid(padding=(0, 2))
-    table.width = WIDTH
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, text in facts.items():
-        table.add_row(name, text)
-    for notice in config.notices:
-        table.add_row("notice", notice)
-    return table
-
-
-def _epochs(config: Config, dataset: Dataset) -> Table:
-    steps = _steps(config, dataset)
-    images = steps * config.training.batch_size
-    costs = _training_costs(config, dataset)
-    sizes = [resolution(config, epoch) for epoch in range(config.training.epochs)]
-    unit, name = _unit(images * max(costs.values()))
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
-    lr = ("lr at\nstart", "lr at\nend")
-    for column in ("epoch", "px", *lr, "steps", "images", per_image, per_epoch):
-        table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
-    for epoch, size in enumerate(sizes):
-        table.add_row(
-            str(epoch),
-            str(size),
-            f"{learning_rate(config, epoch, 0, steps):.6f}",
-            f"{learning_rate(config, epoch, steps - 1, steps):.6f}",
-            f"{steps:,}",
-            f"{images:,}",
-            f"{costs[size] / 1e9:,.3f}",
-            f"{images * costs[size] / unit:,.3f}",
-            end_section=epoch == len(sizes) - 1,
-        )
-    total = images * sum(costs[size] for size in sizes)
-    table.add_row(
-        "all",
-        *[""] * 3,
-        f"{steps * len(sizes):,}",
-        f"{images * len(sizes):,}",
-        f"{total / images / len(sizes) / 1e9:,.3f}",
-        f"{total / unit:,.3f}",
-    )
-    return table
-
-
-def _parts(config: Config, dataset: Dataset) -> Table:
-    """Where the operations go: parts of the network by resolution, training and evaluation."""
-    epochs = config.training.epochs
-    images = _steps(config, dataset) * config.training.batch_size
-    rows: list[tuple[str, int, dict[str, int]]] = []
-    sizes = [resolution(config, epoch) for epoch in range(epochs)]
-    for size in dict.fromkeys(sizes):
-        cost = flops.count(config.model, dataset.classes, size, training=True)
-        rows.append((f"training\nat {size} px", images * sizes.count(size), cost))
-    if dataset.val_samples is not None:
-        cost = flops.count(
-            config.model, dataset.classes, config.validation.resolution, training=False
-        )
-        passes = 2 if config.validation.tta == "flip" else 1
-        seen = dataset.val_samples * epochs * passes
-        rows.append((f"evaluation\nat {config.validation.resolution} px", seen, cost))
-    total = sum(count * sum(cost.values()) for _, count, cost in rows)
-    unit, name = _unit(total)
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    table.add_column(f"{name} of\nthe run", no_wrap=True)
-    parts = list(dict.fromkeys(part for _, _, cost in rows for part in cost))
-    for row_name, _, _ in rows:
-        table.add_column(row_name, justify="right", no_wrap=True)
-    table.add_column("all", justify="right", vertical="bottom", no_wrap=True)
-    table.add_column("share", justify="right", vertical="bottom", no_wrap=True)
-    for part in [*parts, "all"]:
-        amounts = [
-            count * (sum(cost.values()) if part == "all" else cost.get(part, 0))
-            for _, count, cost in rows
-        ]
-        table.add_row(
-            part,
-            *[f"{amount / unit:,.3f}" for amount in amounts],
-            f"{sum(amounts) / unit:,.3f}",
-            f"{sum(amounts) / total:.1%}",
-            end_section=part == parts[-1],
-        )
-    table.add_row(
-        "share", *[f"{count * sum(cost.values()) / total:.1%}" for _, count, cost in rows], "100.0%"
-    )
-    return table
-
-
-def _training_costs(config: Config, dataset: Dataset) -> dict[int, int]:
-    """Operations of a training image by resolution."""
-    sizes = {resolution(config, epoch) for epoch in range(config.training.epochs)}
-    return {
-        size: sum(flops.count(config.model, dataset.classes, size, training=True).values())
-        for size in sizes
-    }
-
-
-def _unit(operations: float) -> tuple[float, str]:
-    """The largest unit of which there are ten: 1e18 and EFLOP, and so on."""
-    units = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")]
-    return next((unit for unit in units if operations >= 10 * unit[0]), (1e9, "GFLOP"))
-
-
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number:,} {what}{plural * (number != 1)}"
-
-
-if __name__ == "__main__":
-    main()

@@ -5,19 +5,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ffcv_r50 import checkpoint, distributed, eval_only, loaders, recipe, run_folder, staging
-from ffcv_r50.config import Config
-from ffcv_r50.data import device as device_data
+from ffcv_r50 import distributed, eval_only, recipe
+from ffcv_r50.config.settings import Config
+from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
+from ffcv_r50.distributed.preemption import StopSignal, StopVote
+from ffcv_r50.distributed.watchdog import Watchdog
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED, Stopped, UserError
-from ffcv_r50.evaluation import Metrics, evaluate
-from ffcv_r50.learner import Learner, Monitor, NotFinite
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import Console, duration
 from ffcv_r50.models import sizes
-from ffcv_r50.preemption import Ballot, StopSignal
-from ffcv_r50.progress import Progress, Saves, Waiting, ratio
-from ffcv_r50.watch import Watch
+from ffcv_r50.run import checkpoint, run_folder, staging
+from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator, ratio
+from ffcv_r50.training import loaders
+from ffcv_r50.training.evaluation import Metrics, evaluate
+from ffcv_r50.training.learner import Learner, Monitor, NotFinite
 
 
 def run(config: Config) -> int:
@@ -41,7 +43,7 @@ def run(config: Config) -> int:
             return FINISHED
         this = Run(config, world, console, stop)
         folder = this.folder
-        if world.restarted and distributed.from_main(
+        if world.restarted and distributed.broadcast_object(
             folder.stopped_in_this_launch() if folder else None
         ):
             return STOPPED_AS_ASKED
@@ -90,12 +92,12 @@ class Run:
         self.console = console
         self.stop = stop
         self.began = time.monotonic()
-        with distributed.agreed_errors():
+        with distributed.errors_on_all_ranks():
             self.plan = recipe.plan(config, world.size)
         files = [config.data.train_dataset, config.data.val_dataset]
         if config.data.stage_dir:
             files = staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0)
-        with distributed.agreed_errors():
+        with distributed.errors_on_all_ranks():
             self.train_set, self.val_set = (Beton(file) for file in files)
             _check_classes(self.train_set, self.val_set)
             if world.is_main:
@@ -112,7 +114,7 @@ class Run:
         self.steps = self.train_loader.steps_per_epoch
         self.progress = Progress()
         self._unlogged: list[dict[str, Any]] = []
-        with distributed.agreed_errors():
+        with distributed.errors_on_all_ranks():
             self.folder = run_folder.RunFolder(config.logging.folder) if world.is_main else None
         if self.folder:
             self.saver = checkpoint.Saver(
@@ -141,7 +143,7 @@ class Run:
                 f"continuing after epoch {progress.epoch} of {config.training.epochs}"
                 + (f" and {progress.step:,} of {self.steps:,} steps" if progress.step else "")
             )
-        with Watch(self.world, config.dist.timeout_seconds, self._record_fault) as self.watch:
+        with Watchdog(self.world, config.dist.timeout_seconds, self._record_fault) as self.watch:
             while self.progress.epoch < config.training.epochs:
                 try:
                     self._train_epoch()
@@ -162,7 +164,7 @@ class Run:
         monitor = Monitor(self.world.device, skips_overflows=learner.precision == "fp16")
         monitor.loss_sum, seconds_before = progress.loss_sum, progress.train_seconds
         waited_before, overflows_before = progress.wait_seconds, progress.overflows
-        saves = Saves(*config.checkpoint.interval)
+        saves = SaveSchedule(*config.checkpoint.interval)
         first, began = progress.step, time.perf_counter()
         with (
             self.train_loader.epoch(epoch, resolution, first) as batches,
@@ -170,12 +172,14 @@ class Run:
                 f"epoch {epoch + 1}/{epochs}, {resolution} px", self.steps, first
             ) as bar,
         ):
-            parts = Waiting(
-                device_data.to_device(batches, self.world.device),
-                lambda: self.watch.beat(f"step {progress.step} of epoch {epoch}, with its images"),
+            parts = TimedIterator(
+                transfer.to_device(batches, self.world.device),
+                lambda: self.watch.heartbeat(
+                    f"step {progress.step} of epoch {epoch}, with its images"
+                ),
             )
             for step in range(first, self.steps):
-                self.watch.beat(f"step {step} of epoch {epoch}")
+                self.watch.heartbeat(f"step {step} of epoch {epoch}")
                 number = epoch * self.steps + step
                 lr = recipe.learning_rate(config, epoch, step, self.steps)
                 asked = self.stop.asked is not None
@@ -259,12 +263,12 @@ class Run:
 
     def _evaluate(self) -> Metrics:
         """Exact metrics, or a stop that all ranks agree on."""
-        ballot = Ballot()
+        ballot = StopVote()
         smallest = self.val_set.num_samples // self.world.size
         rounds = -(-smallest // self.config.validation.batch_size)
 
         def on_batch(done: int) -> None:
-            self.watch.beat(f"batch {done} of the evaluation of epoch {self.progress.epoch}")
+            self.watch.heartbeat(f"batch {done} of the evaluation of epoch {self.progress.epoch}")
             # Shards differ by a sample, so one rank may have a batch more than another.
             if done <= rounds and ballot.cast(self.stop.asked is not None):
                 self._save_and_stop()
@@ -326,20 +330,20 @@ class Run:
         if self.folder:
             self._save()
             saved = self.saver.finish()
-        distributed.from_main(True if self.world.is_main else None)
+        distributed.broadcast_object(True if self.world.is_main else None)
         raise Stopped("the state is saved" if saved else "its newest state could not be saved")
 
     def _continue(self) -> None:
         """Take over the state that the folder, or ``resume.source``, holds; then write to it."""
         config, folder = self.config, self.folder
         found = None
-        with distributed.agreed_errors():
+        with distributed.errors_on_all_ranks():
             if folder:
                 found = self._find(folder)
-        state = distributed.from_main((found or {}) if self.world.is_main else None)
+        state = distributed.broadcast_object((found or {}) if self.world.is_main else None)
         if state:
             self._load(state)
-        with distributed.agreed_errors():
+        with distributed.errors_on_all_ranks():
             if folder:
                 folder.begin(config, self.world.size)
         if folder:
@@ -404,7 +408,7 @@ class Run:
         if self.folder:
             self.saver.finish()
             state = checkpoint.newest(self.folder.checkpoints)[0] or {}
-        state = distributed.from_main(state if self.world.is_main else None)
+        state = distributed.broadcast_object(state if self.world.is_main else None)
         epoch, step = divmod(error.step, self.steps)
         if not state or state["progress"]["epoch"] != epoch:
             raise error
@@ -433,7 +437,7 @@ class Run:
                 f"{self.folder.path}"
             )
             self.folder.set_status("finished", FINISHED)
-        distributed.from_main(True if self.world.is_main else None)
+        distributed.broadcast_object(True if self.world.is_main else None)
 
     def _record_fault(self, state: str, code: int, reason: str) -> None:
         if self.folder:
@@ -442,13 +446,13 @@ class Run:
 
 def _check_sizes(config: Config, num_classes: int) -> None:
     """Not after the epochs before the first that is too small for the network."""
-    batch_size = config.norm_batch_size
+    network = {"num_classes": num_classes, **asdict(config.model)}
     for resolution in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
         sizes.check(
-            config.model, num_classes, batch_size=batch_size, resolution=resolution, training=True
+            **network, batch_size=config.norm_batch_size, resolution=resolution, training=True
         )
     resolution = config.validation.resolution
-    sizes.check(config.model, num_classes, batch_size=1, resolution=resolution, training=False)
+    sizes.check(**network, batch_size=1, resolution=resolution, training=False)
 
 
 def _check_classes(train_set: Beton, val_set: Beton) -> None:

@@ -29,11 +29,11 @@ sys.path.insert(0, str(REPOSITORY))
 
 import submitit  # noqa: E402
 
-from ffcv_r50 import config as configuration  # noqa: E402
 from ffcv_r50 import recipe  # noqa: E402
+from ffcv_r50.config import settings  # noqa: E402
+from ffcv_r50.config.command_line import Parser  # noqa: E402
 from ffcv_r50.data.beton import Beton  # noqa: E402
 from ffcv_r50.errors import FAULT, STOPPED_AS_ASKED, UserError, exit_with  # noqa: E402
-from ffcv_r50.options import Parser  # noqa: E402
 
 CODE = ("train_imagenet.py", "ffcv_r50", "slurm/supervise.py")
 """What a job needs of the checkout."""
@@ -99,7 +99,7 @@ def minutes(text: str) -> int:
     return -(-total // 60)
 
 
-def check(options: argparse.Namespace, settings: list[str]) -> list[Run]:
+def check(options: argparse.Namespace, overrides: list[str]) -> list[Run]:
     """Everything that can be found wrong before a job waits in a queue for it.
 
     Prints how a step is shared among the GPUs.
@@ -107,7 +107,7 @@ def check(options: argparse.Namespace, settings: list[str]) -> list[Run]:
     Raises:
         UserError: the settings, the data files, or the number of GPUs.
     """
-    config = configuration.load(["--config", options.config, *settings])
+    config = settings.load(["--config", options.config, *overrides])
     for notice in config.notices:
         print(f"note: {notice}")
     processes = options.nodes * options.gpus_per_node
@@ -124,7 +124,7 @@ def check(options: argparse.Namespace, settings: list[str]) -> list[Run]:
     folder = Path(config.logging.folder).absolute()
     if options.seeds is None:
         return [Run(folder, [])]
-    if any(word.startswith("--training.seed") for word in settings):
+    if any(word.startswith("--training.seed") for word in overrides):
         raise UserError("--seeds and --training.seed: give one of them")
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -162,11 +162,11 @@ def snapshot(recipe_file: str, folder: Path) -> Path:
 
 
 def command(
-    options: argparse.Namespace, settings: list[str], run: Run, code: Path, folder: Path
+    options: argparse.Namespace, overrides: list[str], run: Run, code: Path, folder: Path
 ) -> list[str]:
     """What a job runs: the supervisor, and below it one process per GPU."""
     own = {word.partition("=")[0] for word in run.arguments}
-    shared = [word for word in _joined(settings) if word.partition("=")[0] not in own]
+    shared = [word for word in _joined(overrides) if word.partition("=")[0] not in own]
     training = [
         str(code / "train_imagenet.py"),
         f"--config={code / Path(options.config).name}",
@@ -248,13 +248,13 @@ def executor(options: argparse.Namespace, folder: Path) -> Any:
 
 def submit(argv: Sequence[str]) -> int:
     """Check, submit, and follow if asked to; returns the exit code."""
-    options, settings = parse(argv)
-    runs = check(options, settings)
+    options, overrides = parse(argv)
+    runs = check(options, overrides)
     top = runs[0].folder if options.seeds is None else runs[0].folder.parent
     jobs_folder = top / "jobs"
     if options.dry_run:
         slurm = executor(options, jobs_folder)
-        words = command(options, settings, runs[0], top / "code" / "TIME", runs[0].folder)
+        words = command(options, overrides, runs[0], top / "code" / "TIME", runs[0].folder)
         print(slurm._make_submission_file_text(slurm._submitit_command_str, "dry-run"))
         print(f"# which runs, for {runs[0].folder}:\n# {' '.join(words)}")
         return 0
@@ -264,7 +264,7 @@ def submit(argv: Sequence[str]) -> int:
     try:
         with slurm.batch():
             for run in runs:
-                words = command(options, settings, run, code, run.folder)
+                words = command(options, overrides, run, code, run.folder)
                 jobs.append(slurm.submit(supervised, words))
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
         reason = (str(error).strip().splitlines() or ["sbatch failed"])[-1]

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ffcv_r50 import config, trainer
+from ffcv_r50 import trainer
+from ffcv_r50.config import settings
 from ffcv_r50.errors import exit_with
-from ffcv_r50.learner import Learner
+from ffcv_r50.training.learner import Learner
 from tests.conftest import Dataset
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -109,7 +110,7 @@ def _rank(
     warnings.simplefilter("error")
     if hook:
         hook()
-    exit_with(lambda: trainer.run(config.load(arguments)), together=True)
+    exit_with(lambda: trainer.run(settings.load(arguments)), together=True)
 
 
 def arguments(dataset: Dataset, folder: Path, *more: str) -> list[str]:

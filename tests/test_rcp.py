@@ -6,9 +6,19 @@ import pytest
 import torchvision
 import yaml
 
-from ffcv_r50 import config, recipe
-from ffcv_r50.config import Config, Data, Dist, Logging, Model, Schedule, Training, Validation
-from ffcv_r50.keyframes import Keyframes
+from ffcv_r50 import recipe
+from ffcv_r50.config import settings
+from ffcv_r50.config.keyframes import Keyframes
+from ffcv_r50.config.settings import (
+    Config,
+    Data,
+    Dist,
+    Logging,
+    Model,
+    Schedule,
+    Training,
+    Validation,
+)
 
 RCP = Path(__file__).resolve().parents[1] / "rcp"
 
@@ -24,7 +34,7 @@ PUBLISHED = {
 
 
 def load(name: str) -> Config:
-    return config.load([f"--config={RCP / name}.yaml"], needs_data=False)
+    return settings.load([f"--config={RCP / name}.yaml"], needs_data=False)
 
 
 def header(name: str) -> str:

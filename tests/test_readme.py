@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_r50 import config, settings
+from ffcv_r50.config import reader, settings
 from writers.config import Config as WriterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def commands(text: str) -> list[str]:
 RUN = {
     "make demo": ["DATASETS={tmp}/digits", "RUN={tmp}/run"],
     "make test": [],  # this very run
-    "python -m ffcv_r50.recipe rcp/rn50_88ep.yaml --world-size 8": [],
+    "python -m ffcv_r50.tools.show_recipe rcp/rn50_88ep.yaml --world-size 8": [],
     "python -m benchmarks.faults --rounds 100": ["--rounds=2", "--json={tmp}/faults.json"],
     "python -m benchmarks.train_step": ["--steps=1", "--rounds=1", "--json={tmp}/step.json"],
 }
@@ -47,10 +47,10 @@ def test_the_imagenet_commands_have_flags_that_exist() -> None:
         words = command.split()
         if "train_imagenet.py" in words:
             arguments = words[words.index("train_imagenet.py") + 1 :]
-            config.load([argument.replace("rcp/", f"{ROOT}/rcp/") for argument in arguments])
+            settings.load([argument.replace("rcp/", f"{ROOT}/rcp/") for argument in arguments])
             checked += 1
         elif "writers/write_imagenet.py" in words:
-            settings.read(WriterConfig, words[2:])
+            reader.read(WriterConfig, words[2:])
             checked += 1
     assert checked == 4
 
@@ -72,7 +72,9 @@ def run(command: str, tmp_path: Path, timeout: float) -> str:
 
 
 def test_the_recipe_is_printed(tmp_path: Path) -> None:
-    output = run("python -m ffcv_r50.recipe rcp/rn50_88ep.yaml --world-size 8", tmp_path, 120)
+    output = run(
+        "python -m ffcv_r50.tools.show_recipe rcp/rn50_88ep.yaml --world-size 8", tmp_path, 120
+    )
     assert "4,096 images = 8 processes x 1 micro-batch x 512 images" in output
 
 
@@ -125,6 +127,6 @@ def test_files_named_in_it_exist() -> None:
 
 def test_the_settings_are_the_codes() -> None:
     table = README.split("<!-- settings -->\n")[1].split("<!-- end of settings -->")[0]
-    assert table.strip() == settings.reference(config.Config).strip(), (
+    assert table.strip() == reader.reference(settings.Config).strip(), (
         "put the output of `python -m ffcv_r50.config` between the two comments"
     )

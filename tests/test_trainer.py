@@ -13,8 +13,8 @@ import pytest
 import torch
 import torchvision
 
-from ffcv_r50 import checkpoint
 from ffcv_r50.data.beton import MODE_JPEG, Beton
+from ffcv_r50.run import checkpoint
 from tests import ranks
 from tests.conftest import REPOSITORY, TRAIN_IMAGES, VAL_IMAGES, Dataset, Launch, write_images
 

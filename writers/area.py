@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from ffcv_r50.data.compiled import entry_point
+from ffcv_r50.data.compiled import njit_cached
 
 
 def limited_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def limited_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
     return max(1, int(ratio * height)), max(1, int(ratio * width))
 
 
-@entry_point
+@njit_cached
 def shrink(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """Average the source pixels under each output pixel, weighted by the area they share with it.
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ffcv_r50.settings import Invalid, Range
+from ffcv_r50.config.reader import Range
+from ffcv_r50.errors import InvalidSetting
 
 Count = Annotated[int, Range(at_least=1)]
 
@@ -61,7 +62,7 @@ class Writing:
             if self.write_mode == mode and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
             elif self.write_mode != mode and getattr(self, name) is not None:
-                raise Invalid(
+                raise InvalidSetting(
                     f"cfg.{name}",
                     f"has no effect with write_mode={self.write_mode}; "
                     f"add --cfg.write_mode={mode}, or leave it out",

@@ -24,19 +24,19 @@ SOURCES = zlib.crc32(
 """Checksum of the source of this package: what compiled code is valid for."""
 
 
-def inlined(function: Function) -> Function:
+def njit(function: Function) -> Function:
     """Compile a function that only other compiled functions call (and tests)."""
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     return cast(Function, compiled)
 
 
-def entry_point(function: Function) -> Function:
+def njit_cached(function: Function) -> Function:
     """Compile a function that Python calls, and keep it on disk.
 
     Several processes may compile it at once: numba renames whole files into place, the last wins.
     Where it cannot be kept, every start compiles.
     """
-    compiled: Any = inlined(function)
+    compiled: Any = njit(function)
     with contextlib.suppress(RuntimeError):  # numba knows no folder that can be written
         compiled._cache = _Cache(function)  # what ``cache=True`` does, with numba's own
     return cast(Function, compiled)

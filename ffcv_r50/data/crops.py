@@ -8,13 +8,13 @@ import math
 
 import numpy as np
 
-from ffcv_r50.data.compiled import inlined
+from ffcv_r50.data.compiled import njit
 from ffcv_r50.data.philox import below, philox4x32, uniform
 
 _TRIES = 10
 
 
-@inlined
+@njit
 def random_crop(
     seed: np.uint64,
     epoch: int,
@@ -53,14 +53,14 @@ def random_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@inlined
+@njit
 def random_flip(seed: np.uint64, epoch: int, sample: int, probability: float) -> bool:
     """Whether the sample is mirrored left to right in this epoch."""
     r0, _, _, _ = philox4x32(sample & 0xFFFFFFFF, sample >> 32, epoch, _TRIES, seed)
     return uniform(r0, 0.0, 1.0) < probability
 
 
-@inlined
+@njit
 def center_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
     """The central square of ``int(ratio * min(height, width))`` pixels, as FFCV's center crop.
 

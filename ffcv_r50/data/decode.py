@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_RAW, Beton
-from ffcv_r50.data.compiled import SOURCES, entry_point, inlined
+from ffcv_r50.data.compiled import SOURCES, njit, njit_cached
 from ffcv_r50.data.crops import center_crop, random_crop, random_flip
 from ffcv_r50.data.resize import line_size, resize
 
@@ -95,7 +95,7 @@ class Scratch(NamedTuple):
         )
 
 
-@inlined
+@njit
 def scaling(height: int, width: int, resolution: int) -> int:
     """The largest of 1, 2, 4, 8 by which a window can be divided and not be enlarged again.
 
@@ -109,7 +109,7 @@ def scaling(height: int, width: int, resolution: int) -> int:
     return 1
 
 
-@inlined
+@njit
 def decode_jpeg(
     handle: int,
     data: Any,
@@ -178,7 +178,7 @@ def decode_jpeg(
 
 
 def _build(sources: int):  # type: ignore[no-untyped-def]
-    @entry_point
+    @njit_cached
     def decode_samples(handle, stored, sampling, samples, start, scratch, out):  # type: ignore[no-untyped-def]
         resolution = out.shape[1] + 0 * sources
         for i in range(start, samples.size):

@@ -32,7 +32,7 @@ import llvmlite.binding
 import numpy as np
 from numba.core import types
 
-from ffcv_r50.data.compiled import inlined
+from ffcv_r50.data.compiled import njit
 from ffcv_r50.errors import UserError
 
 MARGIN = 2
@@ -130,17 +130,17 @@ _error: Any = types.ExternalFunction("tjGetErrorStr2", types.intp(types.intp))
 _LEFT_OVER = np.frombuffer(b"extraneous bytes before marker\0", np.uint8)
 
 
-@inlined
+@njit
 def _u8(data: Any, at: int) -> int:
     return np.int64(data[at])  # type: ignore[return-value]
 
 
-@inlined
+@njit
 def _u16(data: Any, at: int) -> int:
     return _u8(data, at) << 8 | _u8(data, at + 1)
 
 
-@inlined
+@njit
 def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
     """Read a JPEG's markers up to its first scan.
 
@@ -201,7 +201,7 @@ def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
         at = end
 
 
-@inlined
+@njit
 def cut(
     data: Any,
     scan: int,
@@ -275,7 +275,7 @@ def cut(
     return GOOD, to
 
 
-@inlined
+@njit
 def shorten(data: Any, frame: int, height: int, out: Any) -> None:
     """Copy a JPEG of one scan and say that it has fewer rows. Decoding it ends after those.
 
@@ -290,7 +290,7 @@ def shorten(data: Any, frame: int, height: int, out: Any) -> None:
     out[frame + 1] = height & 255
 
 
-@inlined
+@njit
 def decode(
     handle: int,
     data: Any,

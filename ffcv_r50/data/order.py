@@ -8,7 +8,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from ffcv_r50.data.compiled import SOURCES, entry_point
+from ffcv_r50.data.compiled import SOURCES, njit_cached
 from ffcv_r50.data.philox import ORDER_STREAM, PAGES_STREAM, POOLS_STREAM, philox4x32
 
 Indices = npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ _32 = np.uint64(32)
 
 
 def _build(sources: int):  # type: ignore[no-untyped-def]
-    @entry_point
+    @njit_cached
     def shuffle(items, seed, epoch, stream, part):  # type: ignore[no-untyped-def]
         """Fisher-Yates in place; 64 random bits a swap keep the bias under n / 2**64."""
         if sources < 0:

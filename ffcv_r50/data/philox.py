@@ -9,7 +9,7 @@ below; its third is the epoch.
 
 import numpy as np
 
-from ffcv_r50.data.compiled import inlined
+from ffcv_r50.data.compiled import njit
 
 ORDER_STREAM = 0x1000_0000
 PAGES_STREAM = 0x2000_0000
@@ -24,7 +24,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-@inlined
+@njit
 def philox4x32(
     c0: int, c1: int, c2: int, c3: int, key: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
@@ -41,13 +41,13 @@ def philox4x32(
     return x0, x1, x2, x3
 
 
-@inlined
+@njit
 def below(bits: np.uint64, n: int) -> int:
     """A whole number in [0, n) from 32 random bits; n < 2**32, bias under n / 2**32."""
     return np.int64((bits * np.uint64(n)) >> _32)  # type: ignore[return-value]
 
 
-@inlined
+@njit
 def uniform(bits: np.uint64, low: float, high: float) -> float:
     """A real number in [low, high) from 32 random bits."""
     return low + (high - low) * (np.float64(bits) * 2.0**-32)

@@ -16,19 +16,19 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ffcv_r50.data.compiled import inlined
+from ffcv_r50.data.compiled import njit
 
 MOST_UNROLLED = 8
 """Taps up to which a pixel's sum over columns is unrolled."""
 
 
-@inlined
+@njit
 def longest(span: float, count: int) -> int:
     """The most source pixels that an output pixel looks at, where ``count`` of them cover ``span``."""
     return 2 * int(math.ceil(max(1.0, span / count))) + 1
 
 
-@inlined
+@njit
 def triangle_weights(
     start: float, span: float, size: int, firsts: Any, taps: Any, weights: Any
 ) -> int:
@@ -71,7 +71,7 @@ def triangle_weights(
     return most
 
 
-@inlined
+@njit
 def _sum_rows(
     source: Any, base: int, pitch: int, n: int, weights: Any, taps: int, line: Any
 ) -> None:
@@ -177,7 +177,7 @@ def _columns(unrolled: int) -> Callable[..., None]:
     """A compiled function that makes one output row from a line; see :func:`_pixel`."""
     pixel = _pixel(unrolled)
 
-    @inlined
+    @njit
     def sum_columns(
         line: Any, channels: int, origin: int, firsts: Any, weights: Any, stride: int, most: int,
         flip: bool, out: Any,
@@ -208,7 +208,7 @@ def line_size(columns: int) -> int:
     return 4 * (columns + longest(columns, 1) + 1)
 
 
-@inlined
+@njit
 def resize(
     source: Any,
     pitch: int,

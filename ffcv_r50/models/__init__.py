@@ -4,9 +4,8 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ffcv_r50.errors import UserError
-from ffcv_r50.models import blurpool as blurpool_module
-from ffcv_r50.settings import Invalid, nearest
+from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.models.blurpool import blur_strided_convolutions
 
 
 def build(
@@ -35,7 +34,7 @@ def build(
     )
     if zero_init_residual and not _zero_init_residual(model):
         raise UserError(f"model.zero_init_residual: {arch} has no ResNet blocks; leave it out")
-    if blurpool and not blurpool_module.apply(model):
+    if blurpool and not blur_strided_convolutions(model):
         raise UserError(f"model.blurpool: {arch} has no strided convolution to blur; leave it out")
     return model
 
@@ -44,12 +43,12 @@ def check_arch(arch: str) -> None:
     """Whether torchvision has a classifier of this name.
 
     Raises:
-        Invalid: it has none; names the nearest.
+        InvalidSetting: it has none; names the nearest.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
         near = nearest(arch, known)
-        raise Invalid(
+        raise InvalidSetting(
             "model.arch",
             f"torchvision has no classification model '{arch}'"
             + (f"; did you mean {near}?" if near else ""),

@@ -54,7 +54,7 @@ class BlurPoolConv2d(nn.Conv2d):
         return super().forward(blurred)
 
 
-def apply(model: nn.Module) -> int:
+def blur_strided_convolutions(model: nn.Module) -> int:
     """Put the blur before the strided convolutions of ``model``, in place.
 
     Returns:

@@ -465,7 +465,7 @@ def test_without_a_place_for_the_cache_code_is_compiled_anew(
         patch.setattr(CacheImpl, "_locator_classes", [])
         with pytest.raises(RuntimeError, match="no locator available"):
             numba.njit(cache=True)(lambda x: x)
-        assert compiled.entry_point(lambda x: x + 1)(41) == 42
+        assert compiled.njit_cached(lambda x: x + 1)(41) == 42
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -473,7 +473,7 @@ def test_without_a_place_for_the_cache_code_is_compiled_anew(
     monkeypatch.setattr(IndexDataCacheFile, "save", full)
     with pytest.raises(OSError, match="No space left"):
         numba.njit(cache=True)(lambda x: x)(41)
-    assert compiled.entry_point(lambda x: x + 1)(41) == 42
+    assert compiled.njit_cached(lambda x: x + 1)(41) == 42
 
 
 OPEN = """

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_r50 import config, recipe
+from ffcv_r50 import recipe
+from ffcv_r50.config import settings
+from ffcv_r50.tools import show_recipe
 from slurm import submit
 from tests.conftest import REPOSITORY
 
@@ -19,7 +21,7 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 # Programs that are not ours, in the forms that the page uses.
-FOREIGN = r"module load |source |conda activate |python3 -m venv |pip (install|download) |export |conda env create -f environment.yml "
+FFCV_IMAGENET_NAMES = r"module load |source |conda activate |python3 -m venv |pip (install|download) |export |conda env create -f environment.yml "
 
 
 def program(command: str) -> tuple[str, list[str]]:
@@ -33,27 +35,27 @@ def program(command: str) -> tuple[str, list[str]]:
     return module, words[words.index(module) + 1 :]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not re.match(FOREIGN, c)])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not re.match(FFCV_IMAGENET_NAMES, c)])
 def test_our_programs_take_these_words(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     name, words = program(command)
     if name == "slurm/submit.py":
-        options, settings = submit.parse(words)
+        options, overrides = submit.parse(words)
         assert submit.minutes(options.time)
-        loaded = config.load(["--config", options.config, *settings])
+        loaded = settings.load(["--config", options.config, *overrides])
         assert recipe.plan(loaded, options.nodes * options.gpus_per_node)
     elif name == "slurm/train.sbatch":
-        assert config.load(["--config", words[0], *words[1:]])
+        assert settings.load(["--config", words[0], *words[1:]])
         subprocess.run(["bash", "-n", name], check=True)
     elif name == "train_imagenet.py":
-        assert recipe.plan(config.load(words), 32)
-    elif name == "ffcv_r50.recipe":
-        recipe.show(words)
+        assert recipe.plan(settings.load(words), 32)
+    elif name == "ffcv_r50.tools.show_recipe":
+        show_recipe.show(words)
         assert "groups of 4 processes" in " ".join(capsys.readouterr().out.split())
     else:
-        assert name == "ffcv_r50.doctor"
+        assert name == "ffcv_r50.tools.doctor"
         done = subprocess.run(
             [sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True
         )
@@ -79,10 +81,10 @@ def test_the_files_it_installs_from_are_there() -> None:
 @pytest.mark.parametrize(
     ("words", "path"),
     [
-        ("srun started torchrun", "ffcv_r50/placement.py"),
-        ("but SLURM started this process as", "ffcv_r50/placement.py"),
-        ("did not meet its peers", "ffcv_r50/meeting.py"),
-        ("SLURM allocated", "ffcv_r50/distributed.py"),
+        ("srun started torchrun", "ffcv_r50/distributed/launcher.py"),
+        ("but SLURM started this process as", "ffcv_r50/distributed/launcher.py"),
+        ("did not meet its peers", "ffcv_r50/distributed/rendezvous.py"),
+        ("SLURM allocated", "ffcv_r50/distributed/group.py"),
     ],
 )
 def test_the_messages_it_explains_are_ours(words: str, path: str) -> None:

@@ -1,0 +1,1 @@
+"""What a run is told: every setting, declared once, and how strictly it is read."""

@@ -1,0 +1,430 @@
+"""Every setting of a training run, declared once.
+
+``python -m ffcv_r50.config`` prints them as the table in the README. How they are read, and how
+strictly, is :mod:`ffcv_r50.config.reader`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from ffcv_r50.config import reader
+from ffcv_r50.config.keyframes import Keyframes
+from ffcv_r50.config.reader import Given, Range
+from ffcv_r50.errors import InvalidSetting, UserError, nearest
+
+Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
+Workers = Annotated[int, Range(at_least=0, at_most=1024)]
+LARGEST_SIDE = 4096
+"""Of an image that a network is given, in pixels."""
+Amount = Annotated[float, Range(at_least=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network."""
+
+    arch: str = "resnet50"
+    """Any torchvision classification model, by its name there. The number of classes comes from the
+    dataset."""
+    blurpool: bool = False
+    """Blur before each strided convolution of 16 channels or more (anti-aliasing; Zhang 2019, as in
+    ffcv-imagenet)."""
+    zero_init_residual: bool = False
+    """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where images come from and how they are cropped."""
+
+    train_dataset: str = ""
+    """The `.beton` file to train on. Needed unless `training.eval_only`."""
+    val_dataset: str = ""
+    """The `.beton` file to evaluate on."""
+    num_workers: Workers = 0
+    """Decoding threads of each process; 0 takes the cores it may use, shared with the other
+    processes of the machine. Has no effect on results."""
+    stage_dir: str = ""
+    """A folder on each node's own disk that the two files are copied to before training, once per
+    node; a copy that is still whole is used again. Empty reads them where they are."""
+    order: Literal["random", "quasi_random"] = "random"
+    """`random` shuffles all samples each epoch; `quasi_random` shuffles so that each page of the
+    file is read about once, for datasets larger than memory."""
+    crop_scale: Annotated[tuple[float, float], Range(above=0, at_most=1)] = (0.08, 1.0)
+    """Share of the image's area that a training crop covers, lowest and highest."""
+    crop_ratio: Annotated[tuple[float, float], Range(above=0)] = (3 / 4, 4 / 3)
+    """Width / height of a training crop, lowest and highest."""
+    flip: Annotated[float, Range(at_least=0, at_most=1)] = 0.5
+    """Probability that a training image is mirrored left to right."""
+    scaled_decode: bool = True
+    """Decode JPEGs at 1/2, 1/4 or 1/8 where the crop is much larger than needed: faster, with
+    slightly different pixels. Training only."""
+    bad_images: Literal["error", "gray"] = "error"
+    """A JPEG that cannot be decoded ends the run (`error`), or is replaced by a gray image, counted
+    and logged (`gray`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The optimisation."""
+
+    epochs: Annotated[int, Range(at_least=1, at_most=10_000)]
+    """Passes over the training set."""
+    batch_size: Count
+    """Images per optimizer step over all processes. Overridden on the command line, it scales the
+    recipe's learning rate linearly."""
+    norm_batch_size: Count | None = None
+    """Images whose statistics batch-norm computes together, whatever the number of processes;
+    divides `batch_size`, and null stands for all of it. It is also what a process holds in memory
+    at a time."""
+    label_smoothing: Annotated[float, Range(at_least=0, below=1)] = 0.0
+    """Share of the target spread evenly over the classes."""
+    weight_decay: Amount = 1e-4
+    """L2 penalty of SGD."""
+    momentum: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    decay_norm_and_bias: bool = False
+    """Apply weight decay to the parameters of normalisation layers and to biases, too."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """`fp16` goes with a gradient scaler; `auto` is bf16 on GPUs that have it, else fp16, and fp32
+    on the CPU."""
+    channels_last: bool = True
+    """Keep images as NHWC in memory: faster convolutions on GPUs with tensor cores."""
+    compile: bool = False
+    """Compile the network with torch.compile: slow start, faster steps."""
+    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
+    """Fixes the initial weights, the order of samples, their crops and flips."""
+    deterministic: bool = False
+    """The same bits from the same seed on the same hardware, at the price of slower GPU kernels.
+    On CPUs it changes nothing."""
+    rollbacks: Annotated[int, Range(at_least=0)] = 0
+    """How often a run whose loss is not finite may go back to its newest checkpoint and skip the
+    steps from there to the bad one."""
+    eval_only: bool = False
+    """Evaluate `checkpoint` on `data.val_dataset` and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What changes during training: keyframes over epochs."""
+
+    lr: Keyframes
+    """Learning rate, evaluated for each optimizer step. `{0: 0, 2: 1.7, 88: 0}` goes in straight
+    lines from 0 to 1.7 at the start of epoch 2 and to 0 at the end of epoch 87 (epochs count from
+    0). With `interpolation: cosine` it goes along half a cosine from keyframe to keyframe, with
+    `interpolation: step` it stays until the next one."""
+    resolution: Keyframes
+    """Side of the training images in pixels, evaluated at the start of each epoch and rounded to
+    the nearest multiple of 32. Interpolated as `schedule.lr` is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The evaluation after each epoch."""
+
+    resolution: Annotated[int, Range(at_least=1, at_most=LARGEST_SIDE)] = 256
+    """Side of the evaluated images in pixels."""
+    crop_ratio: Annotated[float, Range(above=0, at_most=1)] = 0.875
+    """Side of the central square that is evaluated, as a share of the image's shorter side."""
+    tta: Literal["none", "flip"] = "none"
+    """`flip` averages the predictions for each image and its mirror image."""
+    batch_size: Count = 256
+    """Images per process at a time. Has no effect on the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Saving the state of the run."""
+
+    every: str = "10 minutes"
+    """Save within an epoch after so much, `500 steps` or `10 minutes`; the end of an epoch is
+    always saved. What a machine that vanishes takes with it is at most this."""
+    keep_every: Annotated[int, Range(at_least=0)] = 0
+    """Keep the state after every so many epochs for good, as `checkpoints/epoch_10.pt`; 0 keeps
+    only the last two and the best."""
+    give_up_minutes: Amount = 60.0
+    """Where no checkpoint can be written (disk full, folder gone), train on with a warning for this
+    long, then stop with an error."""
+    file: str | None = None
+    """The weights or checkpoint that `training.eval_only` evaluates; `--checkpoint=FILE` is short
+    for it."""
+
+    @property
+    def interval(self) -> tuple[float, str]:
+        """The number and the unit (steps or minutes) of :attr:`every`.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        text, unit = self.every.split()
+        number = reader.parse_number(text)
+        if unit not in ("steps", "minutes") or number <= 0:
+            raise ValueError(self.every)
+        return number, unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Continuing."""
+
+    source: str = "auto"
+    """`auto` continues from the newest state in `logging.folder`; `none` starts anew, putting an
+    earlier state aside; a path starts a folder that is still empty from that checkpoint.
+    `--resume=...` is short for it."""
+    allow: str = ""
+    """Settings that may differ from the saved ones, separated by commas:
+    `training.epochs,schedule.lr`. The new ones hold from the resumed step on."""
+
+    def __post_init__(self) -> None:
+        """Drop the spaces around the commas."""
+        names = (name.strip() for name in self.allow.split(","))
+        object.__setattr__(self, "allow", ",".join(filter(None, names)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Where a run writes."""
+
+    folder: str = ""
+    """The folder of the run: resolved settings, log, checkpoints. The same command with the same
+    folder continues the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dist:
+    """Several processes."""
+
+    timeout_seconds: Count = 600
+    """A process that waits longer than this for another ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run.
+
+    Raises:
+        InvalidSetting: settings that do not fit together, when built.
+    """
+
+    model: Model = Model()
+    data: Data = Data()
+    training: Training
+    schedule: Schedule
+    validation: Validation = Validation()
+    logging: Logging = Logging()
+    dist: Dist = Dist()
+    checkpoint: Checkpoint = Checkpoint()
+    resume: Resume = Resume()
+    notices: tuple[str, ...] = field(
+        default=(), compare=False, repr=False, metadata={"setting": False}
+    )
+    """How the command line changed the recipe, for the user to read; not a setting."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not fit together."""
+        _check(self)
+
+    def to_yaml(self) -> str:
+        """Every setting with its value; loaded alone, it gives an equal Config."""
+        return reader.to_yaml(self)
+
+    @property
+    def norm_batch_size(self) -> int:
+        """Images whose statistics batch-norm computes together."""
+        return self.training.norm_batch_size or self.training.batch_size
+
+
+SHORT = {"checkpoint": "checkpoint.file", "resume": "resume.source"}
+"""Sections that stand for one of their settings on the command line."""
+
+FFCV_IMAGENET_NAMES = {
+    "lr.lr": "write the learning rate as keyframes: schedule.lr: {0: 0, 2: 1.7, 16: 0}",
+    "lr.lr_peak_epoch": "the peak is a keyframe: schedule.lr: {0: 0, 2: 1.7, 16: 0}",
+    "lr.lr_schedule_type": "cyclic is schedule.lr: {0: 0, 2: 1.7, 16: 0}, step is "
+    "{0: 0.1, 30: 0.01, interpolation: step}",
+    "lr.step_ratio": "write schedule.lr: {0: 0.1, 30: 0.01, interpolation: step}",
+    "lr.step_length": "write schedule.lr: {0: 0.1, 30: 0.01, interpolation: step}",
+    "resolution.min_res": "write schedule.resolution: {0: 160, 11: 160, 13: 192}",
+    "resolution.max_res": "write schedule.resolution: {0: 160, 11: 160, 13: 192}",
+    "resolution.start_ramp": "write schedule.resolution: {0: 160, 11: 160, 13: 192}",
+    "resolution.end_ramp": "write schedule.resolution: {0: 160, 11: 160, 13: 192}",
+    "validation.lr_tta": "write validation.tta: flip",
+    "training.blurpool": "write model.blurpool: true",
+    "training.use_blurpool": "write model.blurpool: true",
+    "training.bn_wd": "write training.decay_norm_and_bias",
+    "training.optimizer": "the optimizer is always SGD",
+    "training.distributed": "start with torchrun to train on several GPUs",
+    "dist.world_size": "the number of processes comes from torchrun or SLURM",
+    "dist.address": "the address comes from torchrun or SLURM",
+    "dist.port": "the port comes from torchrun or SLURM",
+    "data.in_memory": "files are mapped into memory; data.order: quasi_random is for datasets "
+    "larger than memory",
+    "data.gpu": "the GPUs come from torchrun or CUDA_VISIBLE_DEVICES",
+    "model.pretrained": "name weights to evaluate with checkpoint",
+    "logging.log_level": "the log is always whole",
+    "config_file": "write --config FILE",
+}
+"""Names in ffcv-imagenet's files and commands that mean something else here, or nothing."""
+
+
+def load(argv: Sequence[str], *, needs_data: bool = True) -> Config:
+    """The configuration of ``--config FILE --section.key=value ...``.
+
+    ``--help`` prints every setting and exits with 0.
+
+    Args:
+        argv: the words after the program's name.
+        needs_data: whether datasets and a run folder must be named (not so for printing a recipe).
+
+    Raises:
+        UserError: any fault in the file or on the command line, in one line.
+    """
+    words = reader.split(argv)
+    if "help" in words:
+        usage = "usage: train_imagenet.py --config FILE [--section.key=value ...]"
+        reader.print_page(reader.help_text(Config, usage))
+        raise SystemExit(0)
+    return resolve(words, needs_data=needs_data)
+
+
+def resolve(words: Mapping[str, str], *, needs_data: bool = True) -> Config:
+    """:func:`load` for a command line that :func:`reader.split` took apart."""
+    path = words.get("config")
+    recipe = {} if path is None else reader.from_file(Config, path, FFCV_IMAGENET_NAMES)
+    overrides = {SHORT.get(key, key): text for key, text in words.items() if key != "config"}
+    arguments = reader.from_arguments(Config, overrides, FFCV_IMAGENET_NAMES)
+    given = {**recipe, **arguments}
+    notices = _adapt_to_batch_size(recipe, arguments, given)
+    hint = "" if path else "name a recipe: --config rcp/rn50_16ep.yaml"
+    config = reader.build(Config, given, hint)
+    if needs_data:
+        _check_data(config)
+    return replace(config, notices=notices)
+
+
+def _adapt_to_batch_size(
+    recipe: Mapping[str, Given], arguments: Mapping[str, Given], given: dict[str, Given]
+) -> tuple[str, ...]:
+    """Scale the learning rate in ``given`` for another batch size; say how the recipe changes."""
+    batch_key, norm_key = "training.batch_size", "training.norm_batch_size"
+    if batch_key not in recipe or not (batch_key in arguments or norm_key in arguments):
+        return ()
+    notices = []
+    old, new = recipe[batch_key].value, given[batch_key].value
+    if old != new and "schedule.lr" in recipe and "schedule.lr" not in arguments:
+        lr = recipe["schedule.lr"]
+        scaled = lr.value.scaled(new / old)
+        given["schedule.lr"] = lr._replace(value=scaled)
+        notices.append(
+            f"{batch_key} {old} -> {new}: learning rate scaled by {new / old:.6g} "
+            f"(peak {max(lr.value.values):.6g} -> {max(scaled.values):.6g})"
+        )
+    old, new = (
+        (source[norm_key].value if norm_key in source else None) or source[batch_key].value
+        for source in (recipe, given)
+    )
+    if old != new:
+        notices.append(
+            f"{norm_key} {old} -> {new}: batch-norm sees other batches than in the recipe; "
+            "this run departs from it"
+        )
+    return tuple(notices)
+
+
+def _check(config: Config) -> None:
+    training, schedule = config.training, config.schedule
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config.data, name)
+        if low > high:
+            raise InvalidSetting(f"data.{name}", f"[{low:g}, {high:g}] is not [lowest, highest]")
+    if training.nesterov and not training.momentum:
+        raise InvalidSetting("training.nesterov", "needs training.momentum above 0")
+    if training.batch_size % config.norm_batch_size:
+        batch, norm = training.batch_size, config.norm_batch_size
+        fitting = max(n for n in range(1, min(norm, batch) + 1) if batch % n == 0)
+        other = f" or a multiple of {norm} as training.batch_size" if batch > norm else ""
+        raise InvalidSetting(
+            "training.norm_batch_size",
+            f"{norm} does not divide training.batch_size {batch}; "
+            f"pass --training.norm_batch_size={fitting}{other}",
+        )
+    for name in ("lr", "resolution"):
+        last = getattr(schedule, name).points[-1][0]
+        if last > training.epochs:
+            raise InvalidSetting(
+                f"schedule.{name}",
+                f"has a keyframe at epoch {last:g}, after the end of the run "
+                f"(training.epochs is {training.epochs})",
+            )
+    end, value = schedule.lr.points[-1]
+    if value == 0 and 0 < end < training.epochs:
+        raise InvalidSetting(
+            "schedule.lr",
+            f"is 0 from epoch {end:g} to the end of the run (training.epochs is {training.epochs})",
+        )
+    if not any(schedule.lr.values):
+        raise InvalidSetting("schedule.lr", "is 0 throughout; nothing would be trained")
+    if low := [value for value in schedule.lr.values if value < 0]:
+        raise InvalidSetting("schedule.lr", f"expected rates of at least 0, got {low[0]:g}")
+    for side in schedule.resolution.values:
+        if not 32 <= side <= LARGEST_SIDE or side % 32:
+            raise InvalidSetting(
+                "schedule.resolution",
+                f"expected multiples of 32 up to {LARGEST_SIDE}, got {side:.15g}",
+            )
+    trained = dict.fromkeys(
+        resolution_at(schedule.resolution, epoch) for epoch in range(training.epochs)
+    )
+    for side in schedule.resolution.values:
+        if side not in trained:
+            sides = ", ".join(map(str, trained))
+            raise InvalidSetting(
+                "schedule.resolution",
+                f"the ramp never reaches {side:g}: the epochs train at {sides}; move the keyframe "
+                "to an earlier epoch or remove it",
+            )
+    if config.checkpoint.file and not training.eval_only:
+        raise InvalidSetting(
+            "checkpoint.file",
+            "is for --training.eval_only=1; a run continues from its logging.folder by itself",
+        )
+    try:
+        _ = config.checkpoint.interval
+    except ValueError:
+        raise InvalidSetting(
+            "checkpoint.every",
+            f"expected '500 steps' or '10 minutes', got '{config.checkpoint.every}'",
+        ) from None
+    known = reader.declared(Config)
+    for key in filter(None, config.resume.allow.split(",")):
+        if key not in known:
+            near = nearest(key, known)
+            raise InvalidSetting(
+                "resume.allow",
+                f"{key} is not a setting" + (f"; did you mean {near}?" if near else ""),
+            )
+    from ffcv_r50 import models  # here: torchvision takes seconds, and the errors above should not
+
+    models.check_arch(config.model.arch)
+
+
+def resolution_at(keyframes: Keyframes, epoch: int) -> int:
+    """The side in pixels of an epoch: the nearest multiple of 32, of two as near the one that is an
+    even multiple, as ffcv-imagenet's ``np.round`` decides."""
+    return round(keyframes.at(epoch) / 32) * 32
+
+
+def _check_data(config: Config) -> None:
+    evaluates = config.training.eval_only
+    needed = {
+        "data.train_dataset": not evaluates and not config.data.train_dataset,
+        "data.val_dataset": not config.data.val_dataset,
+        "logging.folder": not evaluates and not config.logging.folder,
+        "checkpoint": evaluates and not config.checkpoint.file,
+    }
+    if missing := [key for key, lacks in needed.items() if lacks]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {verb} missing; pass --{missing[0]}=PATH")

@@ -1,0 +1,84 @@
+"""Things that a recipe calls by name: one file each, and one line that registers it.
+
+A file declares the options of its thing as a class and says under which name recipes know it::
+
+    @OPTIMIZERS.register("adamw")
+    class AdamW(Options):
+        \"\"\"Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).\"\"\"
+
+        eps: Annotated[float, Range(above=0)] = 1e-8
+        \"\"\"Added to the denominator.\"\"\"
+
+        def build(self, ...) -> torch.optim.Optimizer: ...
+
+A recipe then says ``optimizer: {name: adamw, eps: 1.0e-6}``. The reader of recipes knows the options
+from the class, checks them as strictly as every other setting, and gives an instance, whose ``build``
+makes the thing itself.
+"""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ffcv_r50.errors import nearest
+
+
+class Options(BaseModel):
+    """The options of one registered thing: typed fields, each with a docstring below it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741  # of options
+Registered = TypeVar("Registered", bound=Options)
+
+
+class Registry(Generic[O]):
+    """The things of one kind.
+
+    Args:
+        kind: what an error calls one of them, such as ``optimizer``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type[O]] = {}
+
+    def register(self, name: str) -> Callable[[type[Registered]], type[Registered]]:
+        """A class decorator: recipes know the class as ``name`` from now on.
+
+        Raises:
+            ValueError: another class has the name.
+        """
+
+        def add(options: type[Registered]) -> type[Registered]:
+            known = self._classes.setdefault(name, options)  # type: ignore[arg-type]
+            if known is not options:
+                raise ValueError(f"the {self.kind} {name} is registered twice")
+            return options
+
+        return add
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of registration."""
+        return list(self._classes)
+
+    def __getitem__(self, name: str) -> type[O]:
+        """The options of the thing that is called ``name``.
+
+        Raises:
+            KeyError: nothing is; says what is, or what was probably meant.
+        """
+        if name not in self._classes:
+            near = nearest(name, self._classes)
+            hint = f"did you mean {near}?" if near else f"choose {' or '.join(self._classes)}"
+            raise KeyError(f"there is no {self.kind} '{name}'; {hint}")
+        return self._classes[name]
+
+    def name_of(self, options: O) -> str:
+        """What recipes call the thing that has these options."""
+        return next(name for name, known in self._classes.items() if known is type(options))

@@ -1,0 +1,301 @@
+"""A run is a folder: its configuration, environment, log and checkpoints.
+
+::
+
+    config.yaml         every setting, resolved; alone it starts the same run
+    environment.json    versions, devices and the command line, of each start
+    log.jsonl           one line an epoch
+    status.json         running, finished, stopped or lost (the same command continues), or failed
+    checkpoints/        last.pt, previous.pt, best.pt: the state of the run
+    weights.pt          the finished network: a plain state dict with torchvision's names
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy
+import torch
+import torchvision
+import yaml
+
+import ffcv_r50
+from ffcv_r50.config.settings import Config
+from ffcv_r50.errors import UserError
+from ffcv_r50.files import atomic_write
+from ffcv_r50.logs import jsonl
+
+STATUS = "status.json"
+LOCK_SECONDS = 5.0
+
+# What may differ between two starts of one run: where things lie and how fast they are read.
+MAY_DIFFER = (
+    "data.train_dataset",
+    "data.val_dataset",
+    "data.num_workers",
+    "data.stage_dir",
+    "logging.",
+    "dist.",
+    "checkpoint.",
+    "resume.",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a result."""
+    return {
+        "ffcv_r50": ffcv_r50.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
+        "torchvision": str(torchvision.__version__),
+        "numpy": numpy.__version__,
+        "numba": numba.__version__,
+        "cuda": torch.version.cuda or "",
+        "cudnn": str(torch.backends.cudnn.version() or ""),
+    }
+
+
+class RunFolder:
+    """The folder of one run, held by this process alone until :meth:`release`.
+
+    Args:
+        path: made if it is not there.
+
+    Raises:
+        UserError: it cannot be made or written, or a live run holds it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.log = self.path / "log.jsonl"
+        self.weights = self.path / "weights.pt"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115  # held, not read
+        except OSError as error:
+            raise UserError(
+                f"logging.folder={path}: cannot be made or written ({error.strerror}); choose another"
+            ) from error
+        try:
+            self._hold()
+        except UserError:
+            self._lock.close()
+            raise
+
+    def _hold(self) -> None:
+        """Take the lock; the system gives it back when this process ends, however it ends."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self._lock.seek(0)
+                    raise UserError(
+                        f"{self.path}: in use by another run ({self._lock.read().strip()}); wait for "
+                        "it, stop it, or choose another logging.folder"
+                    ) from None
+                time.sleep(0.1)  # a killed run may still be on its way out
+            except OSError:  # a file system without locks: nothing to hold
+                return
+            else:
+                with contextlib.suppress(OSError):  # who holds it is told to others only
+                    self._lock.truncate(0)
+                    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                    self._lock.flush()
+                return
+
+    def release(self) -> None:
+        """Let others use the folder."""
+        self._lock.close()
+
+    def changes(self, config: Config) -> list[str]:
+        """What differs from the saved configuration, as ``resume.allow`` permits.
+
+        Raises:
+            UserError: something else differs, named; or what was saved cannot be read.
+        """
+        saved = self.path / "config.yaml"
+        if not saved.exists():
+            return []
+        try:
+            text = saved.read_text()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{saved}: cannot be read ({error}); restore it or remove it"
+            ) from error
+        return differing(str(self.path), text, config)
+
+    def begin(self, config: Config, world_size: int) -> None:
+        """Write the configuration, append this start to the environment file: the run is under way.
+
+        What killed processes left half-written is removed.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        ours = ["config.yaml", "environment.json", STATUS, self.log.name, self.weights.name]
+        half = [self.path.glob(f".{name}.[0-9]*.tmp") for name in ours]
+        half.append(self.checkpoints.glob(".*.pt.[0-9]*.tmp"))
+        try:
+            for path in itertools.chain(*half):
+                path.unlink()
+            with atomic_write(self.path / "config.yaml") as file:
+                file.write(config.to_yaml().encode())
+            self._append_start(world_size)
+        except OSError as error:
+            raise UserError(
+                f"logging.folder={self.path}: cannot be written ({error.strerror}); make room "
+                "there, or choose another"
+            ) from error
+        self.set_status("running")
+
+    def _append_start(self, world_size: int) -> None:
+        environment = self.path / "environment.json"
+        starts = []
+        if environment.exists():
+            try:
+                starts = json.loads(environment.read_text())
+            except ValueError:  # nothing continues from it, so it stops nobody
+                environment.rename(self.path / "environment.damaged.json")
+        starts.append(
+            {
+                "time": _now(),
+                "command": sys.argv,
+                "host": socket.gethostname(),
+                "world_size": world_size,
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                "versions": versions(),
+            }
+        )
+        with atomic_write(environment) as file:
+            file.write(json.dumps(starts, indent=1).encode())
+
+    def set_status(self, state: str, code: int | None = None, reason: str = "") -> None:
+        """Record what the run is doing, for schedulers and people: torchrun hides exit codes.
+
+        Args:
+            state: ``running``, ``finished``, ``stopped`` (as asked: the same command continues),
+                ``lost`` (processes died or hung: it may continue) or ``failed`` (the same command
+                would fail again).
+            code: the exit code, once there is one.
+            reason: one line.
+        """
+        row = {
+            "state": state,
+            "exit_code": code,
+            "reason": reason,
+            "time": _now(),
+            "launch": _launch(),
+        }
+        # A full disk must neither hide why a run ends nor change its exit code.
+        with contextlib.suppress(OSError), atomic_write(self.path / STATUS) as file:
+            file.write((json.dumps(row) + "\n").encode())
+
+    def status(self) -> dict[str, Any]:
+        """What :meth:`set_status` recorded last; empty before the first time."""
+        try:
+            status: dict[str, Any] = json.loads((self.path / STATUS).read_text())
+        except (OSError, ValueError):
+            return {}
+        return status
+
+    def stopped_in_this_launch(self) -> bool:
+        """Whether a start after torchrun's first is its answer to a stop that was asked for.
+
+        ``torchrun --max-restarts`` takes exit code 75 for a fault and starts the group again, as
+        large as it was; when machines came or went it stops the group itself, by the same signals,
+        and starts it in another size.
+        """
+        status = self.status()
+        return (status.get("state"), status.get("launch")) == ("stopped", _launch())
+
+    def has_results(self) -> bool:
+        """Whether a run got further here than its first checkpoint."""
+        return self.weights.exists() or len(jsonl.read(self.log)) > 1
+
+    def put_aside(self) -> Path | None:
+        """Keep an earlier run's state, log and settings in a folder that nothing continues from.
+
+        Returns:
+            That folder; None where there was nothing to keep.
+        """
+        kept = [
+            path for path in (self.log, self.path / "config.yaml", self.weights) if path.exists()
+        ]
+        if any(self.checkpoints.iterdir()):
+            kept.append(self.checkpoints)
+        if not kept:
+            return None
+        aside = self.path / time.strftime("before-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for path in kept:
+            path.rename(aside / path.name)
+        self.checkpoints.mkdir(exist_ok=True)
+        return aside
+
+
+def differing(where: str, saved: str, config: Config) -> list[str]:
+    """What differs from a saved configuration, as ``resume.allow`` permits.
+
+    Args:
+        where: the saved run, for the message.
+        saved: its configuration as YAML.
+        config: of this start.
+
+    Raises:
+        UserError: something else differs; names it.
+    """
+    try:
+        before = _flat(yaml.safe_load(saved))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(
+            f"{where}: its saved configuration is damaged; restore it, or choose another folder"
+        ) from error
+    now = _flat(yaml.safe_load(config.to_yaml()))
+    allowed = config.resume.allow.split(",")
+    changes = {
+        key: f"{key} ({before.get(key)} -> {now.get(key)})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)
+    }
+    if refused := [text for key, text in changes.items() if key not in allowed]:
+        raise UserError(
+            f"{where}: holds a run with other settings: {', '.join(refused)}; give the same "
+            "settings to continue it, name in --resume.allow what may differ, or choose another "
+            "logging.folder"
+        )
+    return list(changes.values())
+
+
+def _launch() -> str:
+    """One call of torchrun: the same for what it starts again, in the same size."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']}, {os.environ.get('WORLD_SIZE')} processes"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; a schedule's row stays whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and not name.startswith("schedule."):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Programs beside the training: what a recipe means, whether a machine is ready."""

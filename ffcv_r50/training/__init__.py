@@ -1,0 +1,1 @@
+"""One step of training, the evaluation, and what they are made of."""

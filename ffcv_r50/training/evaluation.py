@@ -1,0 +1,87 @@
+"""Exact metrics over a sharded validation set, with test-time augmentation."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffcv_r50 import distributed
+from ffcv_r50.data import transfer
+from ffcv_r50.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over every validation sample, each counted once."""
+
+    loss: float
+    """Cross-entropy without label smoothing, nats."""
+    top_1: float
+    """Percent."""
+    top_5: float
+    """Percent; of all classes where there are fewer than five."""
+    count: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    num_samples: int,
+    device: torch.device,
+    autocast: AbstractContextManager[object],
+    tta: str,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Metrics:
+    """Evaluate ``model`` on this rank's shard and combine the shards of all ranks.
+
+    Args:
+        model: the plain network (not wrapped for data-parallel training: ranks may have different
+            numbers of batches); left in evaluation mode.
+        batches: this rank's shard.
+        num_samples: of the whole validation set.
+        device: of the model.
+        autocast: the precision to run in; entered once per batch.
+        tta: ``none``, or ``flip``: the mean of the logits of the image and of its mirror image.
+        on_batch: called with the number of batches done; what it raises ends the evaluation.
+
+    Returns:
+        The same metrics on every rank.
+
+    Raises:
+        RuntimeError: the shards together did not hold each sample once.
+    """
+    model.eval()
+    # float64: sums of float32 terms come out the same in any order to far below what is printed.
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for done, (images, labels) in enumerate(transfer.to_device(batches, device), 1):
+        inputs = transfer.normalize(images)
+        with autocast:
+            logits: Tensor = model(inputs).float()
+            if tta == "flip":
+                logits = (logits + model(inputs.flip(3)).float()) / 2
+        sums += _batch_sums(logits, labels)
+        on_batch(done)
+    distributed.all_reduce_sum(sums)
+    loss, top_1, top_5, count = sums.tolist()
+    if count != num_samples:
+        raise RuntimeError(f"evaluated {count:.0f} samples of a validation set of {num_samples}")
+    return Metrics(loss / count, 100 * top_1 / count, 100 * top_5 / count, int(count))
+
+
+def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """float64 [4]: summed loss, hits among the first one and five classes, samples."""
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return torch.stack(
+        [
+            losses.double().sum(),
+            top[:, 0].sum(),
+            top.sum(),
+            torch.tensor(len(labels), device=labels.device),
+        ]
+    )
