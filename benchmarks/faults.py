@@ -1,8 +1,9 @@
 """Break a small run in every way that a cluster knows, continue it, and compare.
 
-    python -m benchmarks.faults --rounds 100 [--json FILE] [--seed N] [--keep FOLDER]
+    python -m benchmarks.faults --rounds 100 --ranks 4 [--json FILE] [--seed N] [--keep FOLDER]
 
-First two CPU processes train undisturbed, in deterministic mode. Then, in every round, the same
+First some CPU processes (four unless told otherwise: with two a + b = b + a hides the order of a sum)
+train undisturbed, in deterministic mode. Then, in every round, the same
 run starts in a fresh folder, is hit at a random moment (a third of them more than once), and is
 continued by the same command until it exits with 0. A round is survived if in the end
 
@@ -26,13 +27,11 @@ import argparse
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -50,28 +49,29 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import trainer
 from ffcv_r50.config import settings
 from ffcv_r50.config.command_line import Parser
 from ffcv_r50.errors import FAULT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with
 from ffcv_r50.logs.console import duration
 from ffcv_r50.run.checkpoint import LAST, PREVIOUS
-from ffcv_r50.training.learner import Learner
+from ffcv_r50.training.protocols import Batch, Step
 from writers import writing
 from writers.config import Writing
 
 # Dropout and batch-norm, and a state of a few megabytes, which is written in milliseconds.
 RECIPE = """
-model:    {arch: mobilenet_v3_small}
-data:     {num_workers: 1}
-training: {epochs: 3, batch_size: 8, norm_batch_size: 4, momentum: 0.9, deterministic: true}
-schedule: {lr: {0: 0.002, 1: 0.02, 3: 0.0}, resolution: {0: 32}}
-validation: {resolution: 32, batch_size: 4}
-checkpoint: {every: 2 steps}
-dist: {timeout_seconds: 10}
+model:    {{arch: mobilenet_v3_small}}
+data:     {{num_workers: 1}}
+training: {{epochs: 3, batch_size: {batch_size}, norm_batch_size: 4, momentum: 0.9, deterministic: true}}
+schedule: {{lr: {{0: 0.002, 1: 0.02, 3: 0.0}}, resolution: {{0: 32}}}}
+validation: {{resolution: 32, batch_size: 4}}
+checkpoint: {{every: 2 steps}}
+dist: {{timeout_seconds: 10}}
 """
-RANKS, STEPS_PER_EPOCH, EVERY, TIMEOUT = 2, 9, 2, 10
-TRAIN_IMAGES, VAL_IMAGES = 8 * STEPS_PER_EPOCH + 3, 17
+NORM_BATCH, STEPS_PER_EPOCH, EVERY, TIMEOUT = 4, 9, 2, 10
+VAL_IMAGES = 17
 START_SECONDS = 60.0
 """More than a start takes on a busy machine."""
 TMPFS_BYTES = 96 << 20
@@ -90,7 +90,7 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     kept = options.keep or Path(tempfile.mkdtemp(prefix="faults-"))
     kept.mkdir(parents=True, exist_ok=True)
-    bench = Bench(kept, multiprocessing.get_context("forkserver"))
+    bench = Bench(kept, options.ranks)
     bench.prepare()
     console.print(
         f"undisturbed: {bench.reference.seconds:.1f} s, {len(bench.reference.steps)} steps"
@@ -109,8 +109,8 @@ def main() -> int:
         if outcome.fault:
             console.print(
                 f"round {number} ({kind}): {outcome.fault}; see {bench.folder(number)}; again: "
-                f"python -m benchmarks.faults --rounds {options.rounds} --seed {options.seed} "
-                f"--only {number}"
+                f"python -m benchmarks.faults --rounds {options.rounds} --ranks {options.ranks} "
+                f"--seed {options.seed} --only {number}"
             )
         done = len(outcomes)
         left = (options.rounds - done) * (time.monotonic() - began) / done
@@ -139,6 +139,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="runs to break")
+    parser.add_argument("--ranks", type=int, default=4, help="processes of a run, up to 9")
     parser.add_argument("--json", type=Path, help="file for the counts")
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")
     parser.add_argument("--keep", type=Path, help="folder for data and failing rounds; stays")
@@ -146,6 +147,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 1:
         raise UserError(f"--rounds={options.rounds}: expected at least 1")
+    if not 2 <= options.ranks <= 9:
+        raise UserError(f"--ranks={options.ranks}: expected 2 to 9")
     return options
 
 
@@ -177,52 +180,50 @@ def _tmpfs(folder: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------ a rank and its notes
 
 
-def _rank(environment: dict[str, str], arguments: list[str], notes: str, output: str) -> None:
-    """A process of a run; the target of the server's forks."""
-    os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    _noted(notes)
-    exit_with(lambda: trainer.run(settings.load(arguments)), together=True)
+def train(arguments: list[str], notes: str) -> None:
+    """What a rank runs: the trainer, with each step noted."""
+    exit_with(lambda: trainer.run(settings.load(arguments), _Noted(notes).around), together=True)
 
 
-def _noted(notes: str) -> None:
-    """Have each optimizer step of this process written down once it is taken.
+class _Noted:
+    """Has each optimizer step of this process written down once it is taken.
 
     A line holds the step's number, its learning rate, and a checksum of the pixels and labels that
     it saw on this rank. The first line is the process's id.
     """
-    restart, rank = (os.environ.get(key, "0") for key in ("TORCHELASTIC_RESTART_COUNT", "RANK"))
-    descriptor = os.open(f"{notes}.{restart}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    take = Learner.step
 
-    @functools.wraps(take)
-    def step(self: Learner, parts: Any, lr: float, number: int, stop: bool = False) -> torch.Tensor:
-        checksum = 0
+    def __init__(self, notes: str) -> None:
+        restart, rank = (os.environ.get(key, "0") for key in ("TORCHELASTIC_RESTART_COUNT", "RANK"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._file = os.open(f"{notes}.{restart}.{rank}", flags, 0o644)
+        os.write(self._file, f"{os.getpid()}\n".encode())
 
-        def seen() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            nonlocal checksum
-            for images, labels in parts:
-                for tensor in (images.permute(0, 2, 3, 1).contiguous(), labels):
-                    checksum = zlib.crc32(tensor.numpy(), checksum)
-                yield images, labels
+    def around(self, take: trainer.TakeStep) -> trainer.TakeStep:
+        """For :func:`ffcv_r50.trainer.run`."""
 
-        values = take(self, seen(), lr, number, stop)
-        os.write(descriptor, f"{number} {lr!r} {checksum:08x}\n".encode())
-        return values
+        def noted(batches: Iterator[Batch], step: Step, stop: bool) -> torch.Tensor:
+            checksum = 0
 
-    Learner.step = step  # type: ignore[method-assign]
+            def seen() -> Iterator[Batch]:
+                nonlocal checksum
+                for batch in batches:
+                    pixels = batch.images.permute(0, 2, 3, 1).contiguous()
+                    for tensor in (pixels, batch.targets):
+                        checksum = zlib.crc32(tensor.numpy().tobytes(), checksum)
+                    yield batch
+
+            values = take(seen(), step, stop)
+            line = f"{step.number} {step.values['lr']!r} {checksum:08x}\n"
+            os.write(self._file, line.encode())
+            return values
+
+        return noted
 
 
 def torchrun_rank() -> None:
     """What torchrun starts: the notes' name, then the trainer's command line."""
     notes, *arguments = sys.argv[2:]
-    _noted(notes)
-    exit_with(lambda: trainer.run(settings.load(arguments)), together=True)
+    train(arguments, notes)
 
 
 # ----------------------------------------------------------------------------------- a start of a run
@@ -233,6 +234,7 @@ class Start(Protocol):
 
     folder: Path
     notes: Path
+    ranks: int
 
     def pids(self) -> list[int]:
         """Of the ranks that live, as far as known."""
@@ -244,51 +246,16 @@ class Start(Protocol):
         """Kill every process of it."""
 
 
-class Forked:
-    """Two ranks from the fork server; their exit codes are the program's own."""
+class Forked(LocalRanks):
+    """Ranks from the fork server; their exit codes are the program's own."""
 
     def __init__(self, bench: "Bench", folder: Path, number: int) -> None:
         self.folder = folder
         self.notes = folder / f"start-{number}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._processes = []
-        for rank in range(RANKS):
-            environment = {
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(RANKS),
-                "LOCAL_WORLD_SIZE": str(RANKS),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            output = f"{self.notes}.output.{rank}"
-            process = bench.context.Process(
-                target=_rank, args=(environment, bench.arguments(folder), str(self.notes), output)
-            )
-            process.start()
-            self._processes.append(process)
-
-    def pids(self) -> list[int]:
-        """Of the ranks that live."""
-        return [p.pid for p in self._processes if p.pid is not None and p.is_alive()]
-
-    def wait(self, seconds: float) -> list[int] | None:
-        """Exit codes; None where one still runs."""
-        deadline = time.monotonic() + seconds
-        for process in self._processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        codes = [process.exitcode for process in self._processes]
-        return None if None in codes else [code for code in codes if code is not None]
-
-    def kill(self) -> None:
-        """Kill every process."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        self.ranks = bench.ranks
+        outputs = [Path(f"{self.notes}.output.{rank}") for rank in range(self.ranks)]
+        arguments = bench.arguments(folder)
+        super().__init__(functools.partial(train, arguments, str(self.notes)), outputs)
 
 
 class Torchrun:
@@ -297,8 +264,9 @@ class Torchrun:
     def __init__(self, bench: "Bench", folder: Path, number: int) -> None:
         self.folder = folder
         self.notes = folder / f"start-{number}"
+        self.ranks = bench.ranks
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={RANKS}", "--max-restarts=3", "-m", "benchmarks.faults"]
+        command += [f"--nproc-per-node={self.ranks}", "--max-restarts=3", "-m", "benchmarks.faults"]
         command += ["rank", str(self.notes), *bench.arguments(folder)]
         with open(f"{self.notes}.output.0", "w") as output:
             self._process = subprocess.Popen(
@@ -390,8 +358,10 @@ def _steps_taken(start: Start) -> int:
     """
     notes = list(start.folder.glob(f"{start.notes.name}.[0-9].[0-9]"))
     lines = {path: path.read_text().count("\n") for path in notes}
-    taken = [sum(lines[p] - 1 for p in notes if p.suffix == f".{rank}") for rank in range(RANKS)]
-    return min(taken) if len(notes) >= RANKS and all(lines.values()) else -1
+    taken = [
+        sum(lines[p] - 1 for p in notes if p.suffix == f".{rank}") for rank in range(start.ranks)
+    ]
+    return min(taken) if len(notes) >= start.ranks and all(lines.values()) else -1
 
 
 def _ended(start: Start, seconds: float) -> list[int]:
@@ -410,21 +380,22 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def kill_one(start: Start, moment: Moment, rng: random.Random) -> Blow:
-    """SIGKILL to one rank; the other must end by itself."""
+    """SIGKILL to one rank; the others must end by themselves."""
     _wait_for(start, moment)
-    if len(start.pids()) < RANKS:
+    if len(start.pids()) < start.ranks:
         raise Missed
-    victim = rng.randrange(RANKS)
-    watched = Path(f"{start.notes}.0.{1 - victim}").read_text().count("\n") > 2
+    victim = rng.randrange(start.ranks)
+    speaker = 1 if victim == 0 else 0
+    watched = Path(f"{start.notes}.0.{speaker}").read_text().count("\n") > 2
     _send(start.pids()[victim], signal.SIGKILL)
     codes = _ended(start, TIMEOUT + 30)
-    output = Path(f"{start.notes}.output.{1 - victim}").read_text()
-    other = codes[1 - victim]
-    # Before its first step it may learn from the process group instead.
-    if other not in (FAULT, FINISHED):
-        raise Failed(f"the other rank exited with {other}")
-    if other == FAULT and watched and victim == 1 and "rank 1" not in output:
-        raise Failed("the other rank did not name the one that died")
+    output = Path(f"{start.notes}.output.{speaker}").read_text()
+    others = {code for rank, code in enumerate(codes) if rank != victim}
+    # Before its first step a rank may learn from the process group instead.
+    if not others <= {FAULT, FINISHED}:
+        raise Failed(f"the other ranks exited with {others}")
+    if FAULT in others and watched and victim and f"rank {victim}" not in output:
+        raise Failed(f"rank 0 did not name rank {victim}, which died")
     return Blow(2 * EVERY, codes)
 
 
@@ -440,17 +411,17 @@ def stop_by(number: signal.Signals) -> Hit:
 
     def hit(start: Start, moment: Moment, rng: random.Random) -> Blow:
         _wait_for(start, moment)
-        if len(start.pids()) < RANKS:
+        if len(start.pids()) < start.ranks:
             raise Missed
         _send(rng.choice(start.pids()), number)
         codes = _ended(start, TIMEOUT + 30)
-        if codes == [STOPPED_AS_ASKED] * RANKS:
+        if codes == [STOPPED_AS_ASKED] * start.ranks:
             status = json.loads((start.folder / "status.json").read_text())
             if status["state"] != "stopped":
                 raise Failed(f"stopped, but status.json says {status['state']}")
             return Blow(0, codes)
         # Before the program listens, or when it is done listening, the signal simply kills it.
-        if -number in codes or codes == [FINISHED] * RANKS:
+        if -number in codes or codes == [FINISHED] * start.ranks:
             return Blow(2 * EVERY, codes)
         raise Failed(f"exit codes {codes} after {number.name}")
 
@@ -533,7 +504,7 @@ def fill_disk(start: Start, moment: Moment, rng: random.Random) -> Blow:
 def restart_by_torchrun(start: Start, moment: Moment, rng: random.Random) -> Blow:
     """SIGKILL to one rank of torchrun's, which starts the group again by itself."""
     _wait_for(start, moment)
-    if len(start.pids()) < RANKS:
+    if len(start.pids()) < start.ranks:
         raise Missed
     _send(rng.choice(start.pids()), signal.SIGKILL)
     codes = _ended(start, TIMEOUT + 3 * START_SECONDS)
@@ -556,7 +527,7 @@ KINDS: dict[str, Hit] = {
 # ------------------------------------------------------------------------------------------- rounds
 
 
-def _notes(folder: Path) -> list[list[dict[int, str]]]:
+def _notes(folder: Path, ranks: int) -> list[list[dict[int, str]]]:
     """What each start's ranks noted: ``[start][rank][step]`` -> learning rate and checksum."""
     starts: dict[tuple[int, int], dict[int, dict[int, str]]] = {}
     for path in folder.glob("start-*"):
@@ -567,7 +538,7 @@ def _notes(folder: Path) -> list[list[dict[int, str]]]:
             if len(steps) < len(lines):
                 raise Failed(f"{path}: a step was trained twice in one start")
             starts.setdefault((number, restart), {})[rank] = steps
-    return [[ranks.get(rank, {}) for rank in range(RANKS)] for _, ranks in sorted(starts.items())]
+    return [[noted.get(rank, {}) for rank in range(ranks)] for _, noted in sorted(starts.items())]
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
@@ -608,13 +579,12 @@ class Bench:
 
     Args:
         root: holds them all.
-        context: of the fork server.
+        ranks: of each run.
     """
 
-    def __init__(self, root: Path, context: multiprocessing.context.ForkServerContext) -> None:
+    def __init__(self, root: Path, ranks: int) -> None:
         self._root = root
-        self.context = context
-        context.set_forkserver_preload(["ffcv_r50.trainer", "writers.writing", "rich.table"])
+        self.ranks = ranks
         self.reference: Reference
 
     def folder(self, number: int) -> Path:
@@ -632,9 +602,10 @@ class Bench:
 
     def prepare(self) -> None:
         """Write the data and train undisturbed, twice: the second time says how long it takes."""
-        write_data(self._root / "train.beton", TRAIN_IMAGES, seed=1)
+        batch_size = NORM_BATCH * self.ranks
+        write_data(self._root / "train.beton", batch_size * STEPS_PER_EPOCH + 3, seed=1)
         write_data(self._root / "val.beton", VAL_IMAGES, seed=2)
-        (self._root / "recipe.yaml").write_text(RECIPE)
+        (self._root / "recipe.yaml").write_text(RECIPE.format(batch_size=batch_size))
         for _ in range(2):
             folder = self._root / "undisturbed"
             shutil.rmtree(folder, ignore_errors=True)
@@ -645,9 +616,9 @@ class Bench:
             _wait_for(start, Moment(1, 0))
             start_seconds = time.monotonic() - began
             codes = _ended(start, 2 * START_SECONDS)
-            if codes != [FINISHED] * RANKS:
+            if codes != [FINISHED] * self.ranks:
                 raise UserError(f"{folder}: the undisturbed run failed; see {start.notes}.output.0")
-            [ranks] = _notes(folder)
+            [ranks] = _notes(folder, self.ranks)
             self.reference = Reference(
                 time.monotonic() - began,
                 start_seconds,
@@ -707,18 +678,18 @@ class Bench:
                     outcome.starts, codes = 0, None
             finally:
                 start.kill()
-        self._check_peers(folder, allowed, outcome)
+        self._compare(folder, allowed, outcome)
 
     def _moment(self, folder: Path, rng: random.Random) -> Moment:
         """While it starts, after any step that is left but the last two, or in the next one."""
-        taken = [step for start in _notes(folder) for ranks in start for step in ranks]
+        taken = [step for start in _notes(folder, self.ranks) for ranks in start for step in ranks]
         left = len(self.reference.steps) - 1 - max(taken, default=-1)
         steps = rng.randrange(max(left - 1, 1))
         whole, start = self.reference.seconds, self.reference.start_seconds
         each = (whole - start) / len(self.reference.steps)
         return Moment(steps, rng.uniform(0, start if steps == 0 else each))
 
-    def _check_peers(self, folder: Path, allowed: list[int], outcome: Outcome) -> None:
+    def _compare(self, folder: Path, allowed: list[int], outcome: Outcome) -> None:
         weights = torch.load(folder / "weights.pt", weights_only=True)
         outcome.bit_identical = weights.keys() == self.reference.weights.keys() and all(
             torch.equal(weights[name], tensor) for name, tensor in self.reference.weights.items()
@@ -728,7 +699,7 @@ class Bench:
         if _log(folder) != self.reference.log:
             raise Failed("the log differs from the undisturbed run's")
         reached = budget = 0
-        for index, ranks in enumerate(_notes(folder)):
+        for index, ranks in enumerate(_notes(folder, self.ranks)):
             if 0 < index <= len(allowed):
                 budget += allowed[index - 1]
             for rank, steps in enumerate(ranks):

@@ -9,9 +9,9 @@ that already lie on the device, of the loader alone, and of both together, and p
 
 Measures also what surviving costs. ``save_seconds`` is what the training step alone loses by one
 save of the whole state, from its call until the thread has written it, to a temporary folder:
-the time of that, less that of as many steps without. ``vote_seconds`` is what the agreement on
-stopping adds to a step, bounded from above by the whole all-reduce that also carries the loss and
-batch-norm's statistics. ``overhead_percent`` is the share of both with a save every 60 s.
+the time of that, less that of as many steps without. ``vote_seconds`` bounds what the agreement on
+stopping adds to a step from above: an all-reduce of one number by itself, where the step's own
+all-reduce carries it. ``overhead_percent`` is the share of both with a save every 60 s.
 
 Without ``--data.train_dataset`` it writes photo-like images of its own; without ``--config`` it
 takes ResNet-50 with a batch of 512 on a GPU and ResNet-18 with a batch of 64 on a CPU. Under
@@ -19,6 +19,7 @@ torchrun each figure is the sum over all processes.
 """
 
 import contextlib
+import itertools
 import json
 import statistics
 import sys
@@ -35,16 +36,16 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_r50 import distributed, recipe
+from ffcv_r50 import build, distributed, recipe
 from ffcv_r50.config import reader, settings
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import exit_with
 from ffcv_r50.logs.console import duration
 from ffcv_r50.run import checkpoint
-from ffcv_r50.training import loaders
-from ffcv_r50.training.learner import Learner, Monitor
+from ffcv_r50.training.metrics import StepMetrics
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.protocols import Batch, Step
 from writers import writing
 from writers.config import Writing
 
@@ -103,96 +104,14 @@ def measure(
     config: Config, options: Options, dataset: Beton, world: distributed.World
 ) -> dict[str, str | float]:
     """The medians over all rounds, under the keys of ``--json``."""
-    plan = recipe.plan(config, world.size)
-    learner = Learner(config, dataset.num_classes, plan.micro_batches, world, plan.group_size)
-    loader = loaders.train_loader(config, dataset, plan, world)
-    epochs = iter(range(sys.maxsize))
-
-    @contextlib.contextmanager
-    def loaded() -> Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]:
-        def parts() -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-            while True:
-                with loader.epoch(next(epochs), options.resolution) as batches:
-                    yield from transfer.to_device(batches, world.device)
-
-        stream = parts()
-        with contextlib.closing(stream):
-            yield stream
-
-    shape = (plan.micro_batch_size, options.resolution, options.resolution, 3)
-    images = torch.randint(256, shape, dtype=torch.uint8, device=world.device).permute(0, 3, 1, 2)
-    labels = torch.randint(dataset.num_classes, shape[:1], device=world.device)
-
-    def train(parts: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int) -> None:
-        monitor = Monitor(world.device, skips_overflows=True)
-        for step in range(steps):
-            monitor.push(step, learner.step(parts, lr=1e-4, number=step))
-        monitor.check()
-
-    def step_only() -> float:
-        parts = iter(lambda: (images, labels), None)
-        return _rate(lambda steps: train(parts, steps), config, options, world)
-
-    def loader_only() -> float:
-        def take(steps: int) -> None:
-            for _ in range(steps * plan.micro_batches):
-                next(parts)
-
-        with loaded() as parts:
-            return _rate(take, config, options, world)
-
-    def both() -> float:
-        with loaded() as parts:
-            return _rate(lambda steps: train(parts, steps), config, options, world)
-
-    def save(saver: checkpoint.Saver) -> float:
-        """Seconds that the step alone loses by one save."""
-        parts = iter(lambda: (images, labels), None)
-        train(parts, 2)
-        _wait(world)
-        seconds = []
-        for _ in range(options.steps):
-            began = time.perf_counter()
-            train(parts, 1)
-            distributed.broadcast_object(True)
-            seconds.append(time.perf_counter() - began)
-        steps, began = 0, time.perf_counter()
-        if world.is_main:
-            saver.save({"learner": learner.state_dict(), "config": config.to_yaml()})
-        while distributed.broadcast_object(saver.writing):
-            train(parts, 1)
-            steps += 1
-        lost = time.perf_counter() - began - steps * statistics.median(seconds)
-        saver.finish()
-        return lost
-
-    def vote() -> float:
-        """Seconds a step that the ranks need to agree on whether to stop."""
-        repeats = 100
-        sums = torch.zeros(2 + learner.statistics.size, device=world.device)
-        _wait(world)
-        began = time.perf_counter()
-        for _ in range(repeats):
-            sums[1] = float(False) * plan.micro_batches
-            distributed.all_reduce_sum(sums)
-            _ = sums[1] / plan.micro_batches
-        _wait(world)
-        return (time.perf_counter() - began) / repeats
-
-    kinds: dict[str, Callable[[], float]] = {
-        "step": step_only,
-        "loader": loader_only,
-        "both": both,
-    }
-    rates: dict[str, list[float]] = {kind: [] for kind in (*kinds, "save", "vote")}
+    bench = Bench(config, options, dataset, world)
+    rates: dict[str, list[float]] = {kind: [] for kind in bench.kinds}
     with _temporary_folder(world) as folder:
-        saver = checkpoint.Saver(folder, 0.0, print)
+        bench.saver = checkpoint.Saver(folder, 0.0, print)
         began = time.monotonic()
         for done in range(1, options.rounds + 1):
-            for kind, run in kinds.items():
+            for kind, run in bench.kinds.items():
                 rates[kind].append(run())
-            rates["save"].append(save(saver))
-            rates["vote"].append(vote())
             if world.is_main:
                 left = (options.rounds - done) * (time.monotonic() - began) / done
                 print(
@@ -201,21 +120,141 @@ def measure(
                     f"{duration(left)} left",
                     flush=True,
                 )
-    step, load, together, save_seconds, vote_seconds = (
-        statistics.median(values) for values in rates.values()
-    )
+    medians = {kind: statistics.median(values) for kind, values in rates.items()}
+    step, load = medians["step"], medians["loader"]
     step_seconds = config.training.batch_size / step
+    overhead = medians["save"] / SAVE_INTERVAL + medians["vote"] / step_seconds
     return {
         "step_images_per_second": step,
         "loader_images_per_second": load,
-        "both_images_per_second": together,
-        "ratio": together / min(step, load),
+        "both_images_per_second": medians["both"],
+        "ratio": medians["both"] / min(step, load),
         "bottleneck": "step" if step < load else "loader",
-        "save_seconds": save_seconds,
-        "vote_seconds": vote_seconds,
-        "overhead_percent": 100 * (save_seconds / SAVE_INTERVAL + vote_seconds / step_seconds),
+        "save_seconds": medians["save"],
+        "vote_seconds": medians["vote"],
+        "overhead_percent": 100 * overhead,
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
     }
+
+
+class Bench:
+    """The step and the loader of a configuration, and the ways to run them.
+
+    Args:
+        config: of the run.
+        options: of the measurement.
+        dataset: to train on.
+        world: this process among its peers.
+    """
+
+    saver: checkpoint.Saver
+
+    def __init__(
+        self, config: Config, options: Options, dataset: Beton, world: distributed.World
+    ) -> None:
+        self.config, self.options, self.world = config, options, world
+        self.plan = recipe.plan(config, world.size)
+        build.set_up_torch(config, world.device)
+        precision = Precision(config.training.precision, world.device)
+        network = build.network(config, dataset.num_classes, world.device)
+        self.train_step = build.train_step(config, network, precision, self.plan, world)
+        self.loader = build.train_loader(config, dataset, self.plan, world)
+        self.epochs = iter(range(sys.maxsize))
+        self.kinds: dict[str, Callable[[], float]] = {
+            "step": self.step_only,
+            "loader": self.loader_only,
+            "both": self.both,
+            "save": self.save,
+            "vote": self.vote,
+        }
+        """Images per second of the first three, seconds of the others."""
+        n = self.plan.micro_batch_size
+        shape = (n, options.resolution, options.resolution, 3)
+        images = torch.randint(256, shape, dtype=torch.uint8, device=world.device)
+        labels = torch.randint(dataset.num_classes, (n,), device=world.device)
+        numbers = torch.arange(n, device=world.device)
+        self.batch = Batch(images.permute(0, 3, 1, 2), labels, numbers, numbers)
+
+    def still(self) -> Iterator[Batch]:
+        """The same batch again and again."""
+        return itertools.repeat(self.batch)
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[Iterator[Batch]]:
+        """Batches from the loader, epoch after epoch."""
+
+        def batches() -> Generator[Batch, None, None]:
+            while True:
+                with self.loader.epoch(next(self.epochs), self.options.resolution) as epoch:
+                    yield from build.train_batches(epoch, self.plan, self.world)
+
+        stream = batches()
+        with contextlib.closing(stream):
+            yield stream
+
+    def train(self, batches: Iterator[Batch], steps: int) -> None:
+        """So many steps, and wait for the last."""
+        metrics = StepMetrics(self.world.device, skips_overflows=True)
+        values = recipe.values(self.config, 0.0) | {"lr": 1e-4}
+        for number in range(steps):
+            step = Step(0, number, 0.0, values)
+            metrics.push(step, self.train_step(batches, step))
+        metrics.check()
+
+    def step_only(self) -> float:
+        """Images per second of the step on a batch that lies on the device."""
+        return self._rate(lambda steps: self.train(self.still(), steps))
+
+    def loader_only(self) -> float:
+        """Images per second of the loader."""
+        with self.loaded() as batches:
+
+            def take(steps: int) -> None:
+                for _ in range(steps * self.plan.micro_batches):
+                    next(batches)
+
+            return self._rate(take)
+
+    def both(self) -> float:
+        """Images per second of the step on the loader's batches."""
+        with self.loaded() as batches:
+            return self._rate(lambda steps: self.train(batches, steps))
+
+    def _rate(self, work: Callable[[int], None]) -> float:
+        return _rate(work, self.config, self.options, self.world)
+
+    def save(self) -> float:
+        """Seconds that the step alone loses by one save."""
+        self.train(self.still(), 2)
+        _wait(self.world)
+        seconds = []
+        for _ in range(self.options.steps):
+            began = time.perf_counter()
+            self.train(self.still(), 1)
+            distributed.broadcast_object(True)
+            seconds.append(time.perf_counter() - began)
+        steps, began = 0, time.perf_counter()
+        if self.world.is_main:
+            state = {"learner": self.train_step.state_dict(), "config": self.config.to_yaml()}
+            self.saver.save(state)
+        while distributed.broadcast_object(self.saver.writing):
+            self.train(self.still(), 1)
+            steps += 1
+        lost = time.perf_counter() - began - steps * statistics.median(seconds)
+        self.saver.finish()
+        return lost
+
+    def vote(self) -> float:
+        """Seconds of an all-reduce of one number: more than the vote adds to the step's own."""
+        repeats = 100
+        votes = torch.zeros(1, device=self.world.device)
+        _wait(self.world)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            votes.fill_(0.0)
+            distributed.all_reduce_sum(votes)
+        _wait(self.world)
+        return (time.perf_counter() - began) / repeats
 
 
 def _rate(
@@ -231,9 +270,12 @@ def _rate(
 
 
 def _wait(world: distributed.World) -> None:
+    """Until the devices of all ranks are idle. The sum is over CPU tensors: over a device's it would
+    only be put in its queue.
+    """
     if world.device.type == "cuda":
         torch.cuda.synchronize()
-    distributed.all_reduce_sum(torch.zeros(1, device=world.device))
+    distributed.all_reduce_sum(torch.zeros(1))
 
 
 @contextlib.contextmanager

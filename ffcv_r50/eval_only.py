@@ -2,25 +2,20 @@
 
 from pathlib import Path
 
-from ffcv_r50 import distributed, models
+from ffcv_r50 import build, distributed, models
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs.console import Console
-from ffcv_r50.run import checkpoint, staging
-from ffcv_r50.training import loaders
-from ffcv_r50.training.evaluation import evaluate
-from ffcv_r50.training.learner import Learner
+from ffcv_r50.run import checkpoint
+from ffcv_r50.training.evaluation import evaluate, how
+from ffcv_r50.training.precision import Precision
 
 
 def run(config: Config, world: distributed.World, console: Console) -> None:
     """Evaluate ``--checkpoint`` on the validation set and print its exact metrics."""
-    files = [config.data.val_dataset]
-    if config.data.stage_dir:
-        files = staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0)
+    assert config.checkpoint.file is not None, "the configuration asks for it"
+    [val_set] = build.datasets(config, world, config.data.val_dataset)
     with distributed.errors_on_all_ranks():
-        assert config.checkpoint.file is not None, "the configuration asks for it"
-        val_set = Beton(files[0])
         weights = checkpoint.load_weights(Path(config.checkpoint.file))
         if config.model.arch in models.AUXILIARY:  # torchvision's have layers for training only
             weights = {k: v for k, v in weights.items() if not k.lower().startswith("aux")}
@@ -34,36 +29,33 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
             )
         if val_set.num_classes < num_classes:
             console.say(
-                f"note: the network tells {num_classes} classes apart, {val_set.path} has "
+                f"note: the network has {num_classes} classes, {val_set.path} has "
                 f"{val_set.num_classes}"
             )
-        learner = Learner(config, num_classes, 1, world)
+        build.set_up_torch(config, world.device)
+        precision = Precision(config.training.precision, world.device)
+        network = build.network(config, num_classes, world.device)
         try:
-            learner.network.load_state_dict(weights)
+            network.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"--checkpoint={config.checkpoint.file}: does not fit model.arch="
                 f"{config.model.arch}: {reason}"
             ) from error
-        loader = loaders.val_loader(config, val_set, world)
+        loader = build.val_loader(config, val_set, world)
     with loader.epoch() as batches:
         metrics = evaluate(
-            learner.network,
+            network,
             batches,
             num_samples=val_set.num_samples,
             device=world.device,
-            autocast=learner.autocast(),
+            precision=precision,
             tta=config.validation.tta,
         )
-        loaders.warn_of_gray_images(batches, config, console)
+        build.warn_of_gray_images(batches, config, console)
+    validation = config.validation
     console.say(
         f"top-1 {metrics.top_1:.3f} %, top-5 {metrics.top_5:.3f} %, loss {metrics.loss:.4f} on all "
-        f"{metrics.count:,} validation images ({how(config)})"
+        f"{metrics.count:,} validation images ({how(validation.resolution, validation.tta)})"
     )
-
-
-def how(config: Config) -> str:
-    """How the validation images are looked at, for a line about a result."""
-    tta = "no test-time augmentation" if config.validation.tta == "none" else "flip averaged"
-    return f"{config.validation.resolution} px, {tta}"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from ffcv_r50.config import settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
+from ffcv_r50.training.protocols import Step
 
 
 class Plan(NamedTuple):
@@ -28,6 +29,35 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -
         steps_per_epoch: optimizer steps in each epoch.
     """
     return config.schedule.lr.at(epoch + step / steps_per_epoch)
+
+
+def values(config: Config, epoch: float) -> dict[str, float]:
+    """Every quantity of a step by name.
+
+    Args:
+        config: the configuration.
+        epoch: counted from 0; within the epoch as a fraction.
+    """
+    training = config.training
+    return {
+        "lr": config.schedule.lr.at(epoch),
+        "momentum": training.momentum,
+        "weight_decay": training.weight_decay,
+        "label_smoothing": training.label_smoothing,
+    }
+
+
+def step(config: Config, epoch: int, number: int, steps_per_epoch: int) -> Step:
+    """An optimizer step.
+
+    Args:
+        config: the configuration.
+        epoch: counted from 0.
+        number: of the step within the epoch, counted from 0.
+        steps_per_epoch: optimizer steps in each epoch.
+    """
+    at = epoch + number / steps_per_epoch
+    return Step(config.training.seed, epoch * steps_per_epoch + number, at, values(config, at))
 
 
 def resolution(config: Config, epoch: int) -> int:

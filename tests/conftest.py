@@ -1,9 +1,5 @@
 """What several test files share: a small dataset, a small recipe, and runs of several processes."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -101,51 +97,12 @@ Launch = Callable[..., Result]
 
 
 @pytest.fixture
-def launch() -> Launch:
-    """Run ``train_imagenet.py`` as one or more ranks, each a process with torchrun's variables.
+def launch(tmp_path: Path) -> Launch:
+    """Run ``train_imagenet.py``'s trainer as one or more ranks; see :mod:`tests.ranks`."""
+    from tests import ranks
 
-    Without torchrun in between, exit codes are the program's own, and starting is faster.
-    """
-
-    def run(arguments: Sequence[str], world_size: int = 1, timeout: float = 120) -> Result:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {
-            **{
-                k: v
-                for k, v in os.environ.items()
-                if not k.startswith(("RANK", "WORLD_", "LOCAL_"))
-            },
-            # One thread: another number of threads would add in another order.
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "error",
-        }
-        ranks = []
-        for rank in range(world_size):
-            if world_size > 1:
-                environment |= {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(world_size),
-                    "LOCAL_RANK": str(rank),
-                    "LOCAL_WORLD_SIZE": str(world_size),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                }
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(REPOSITORY / "train_imagenet.py"), *arguments],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        try:
-            outputs = [process.communicate(timeout=timeout)[0] for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        return Result([process.returncode for process in ranks], outputs[0])
+    def run(arguments: Sequence[str], world_size: int = 1) -> Result:
+        ended = ranks.run([*arguments], tmp_path / "outputs", ranks=world_size)
+        return Result(ended.codes, ended.outputs[0])
 
     return run

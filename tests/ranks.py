@@ -1,17 +1,13 @@
 """Runs of several ranks that something happens to at an exact step, without sleeping.
 
-The ranks are forked from a server that has imported everything: a start takes no time. What is to
-happen is a function that the rank calls before it trains; it puts itself in front of a step.
+What is to happen is a function, a hook, that the rank calls before it trains; it may put something
+around each step.
 """
 
 import functools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import socket
-import sys
 import threading
 import time
 import warnings
@@ -22,14 +18,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import trainer
 from ffcv_r50.config import settings
 from ffcv_r50.errors import exit_with
-from ffcv_r50.training.learner import Learner
+from ffcv_r50.trainer import TakeStep
+from ffcv_r50.training.protocols import Batch, Step
+from ffcv_r50.training.step import TrainStep
 from tests.conftest import Dataset
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ffcv_r50.trainer"])
 
 # A small network with dropout and batch-norm, four steps an epoch, deterministic.
 SMALL = (
@@ -61,56 +57,27 @@ def run(arguments: list[str], folder: Path, *, ranks: int = 2, hook: Hook | None
     A rank that is left over (stopped by SIGSTOP) is killed.
     """
     began = time.monotonic()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     outputs = [folder / f"output-{rank}" for rank in range(ranks)]
-    processes = []
-    for rank, output in enumerate(outputs):
-        environment = {"OMP_NUM_THREADS": "1"}
-        if ranks > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(
-            _CONTEXT.Process(target=_rank, args=(environment, arguments, str(output), hook))
-        )
-    for process in processes:
-        process.start()
-    deadline = began + 60
+    processes = LocalRanks(functools.partial(main, arguments, hook), outputs)
+    deadline = began + 60 + 20 * ranks
     try:
-        while any(p.is_alive() and not _stopped(p.pid) for p in processes):
+        while not processes.stopped():
             assert time.monotonic() < deadline, [output.read_text() for output in outputs]
-            multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], 0.1)
+            processes.wait_for_change(0.1)
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    codes = [p.exitcode for p in processes if p.exitcode is not None]
+        processes.kill()
+    codes = processes.wait(0)
+    assert codes is not None
     return Ended(codes, [o.read_text() for o in outputs], time.monotonic() - began)
 
 
-def _stopped(pid: int | None) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (FileNotFoundError, ProcessLookupError):  # it ended just now
-        return False
-
-
-def _rank(
-    environment: dict[str, str], arguments: list[str], output: str, hook: Hook | None
-) -> None:
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+def main(arguments: list[str], hook: Hook | None = None) -> None:
+    """What a rank runs: the trainer, with whatever the hooks put around its steps."""
     warnings.simplefilter("error")
     if hook:
         hook()
-    exit_with(lambda: trainer.run(settings.load(arguments)), together=True)
+    exit_with(lambda: trainer.run(settings.load(arguments), around), together=True)
 
 
 def arguments(dataset: Dataset, folder: Path, *more: str) -> list[str]:
@@ -123,18 +90,35 @@ def arguments(dataset: Dataset, folder: Path, *more: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------- hooks
 
 
+Wrap = Callable[[TakeStep, TrainStep], TakeStep]
+_WRAPS: list[Wrap] = []
+
+
+def around(train_step: TrainStep) -> TakeStep:
+    """What hooks want around a step, for :func:`ffcv_r50.trainer.run`."""
+    take: TakeStep = train_step
+    for wrap in _WRAPS:
+        take = wrap(take, train_step)
+    return take
+
+
+def wrap_step(wrap: Wrap) -> None:
+    """Put something around each step of this process's run."""
+    _WRAPS.append(wrap)
+
+
 def before_step(action: Hook, at: int, rank: int | None = None) -> None:
     """Call ``action`` before this step of the run, on one rank or on all."""
-    step = Learner.step
 
-    def acted(
-        self: Learner, parts: Any, lr: float, number: int, stop: bool = False
-    ) -> torch.Tensor:
-        if number == at and rank in (None, int(os.environ.get("RANK", "0"))):
-            action()
-        return step(self, parts, lr, number, stop)
+    def wrap(take: TakeStep, train_step: TrainStep) -> TakeStep:
+        def acted(batches: Iterator[Batch], step: Step, stop: bool) -> torch.Tensor:
+            if step.number == at and rank in (None, int(os.environ.get("RANK", "0"))):
+                action()
+            return take(batches, step, stop)
 
-    Learner.step = acted  # type: ignore[method-assign]
+        return acted
+
+    wrap_step(wrap)
 
 
 def signal_self(number: signal.Signals) -> None:
@@ -158,23 +142,24 @@ def noting(folder: Path, more: Hook | None = None) -> Hook:
 
 
 def _note(folder: Path, more: Hook | None) -> None:
-    step = Learner.step
+    def wrap(take: TakeStep, train_step: TrainStep) -> TakeStep:
+        def note(batches: Iterator[Batch], step: Step, stop: bool) -> torch.Tensor:
+            sums = []
 
-    def note(self: Learner, parts: Any, lr: float, number: int, stop: bool = False) -> torch.Tensor:
-        sums = []
+            def seen() -> Iterator[Batch]:
+                for batch in batches:
+                    pixels = batch.images.contiguous().numpy().tobytes()
+                    sums.append(f"{zlib.crc32(pixels + bytes(batch.targets.tolist()))}")
+                    yield batch
 
-        def seen() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for images, labels in parts:
-                sums.append(
-                    f"{zlib.crc32(images.contiguous().numpy().tobytes() + bytes(labels.tolist()))}"
-                )
-                yield images, labels
+            values = take(seen(), step, stop)
+            name = f"{step.number:03}.{os.environ.get('RANK', '0')}"
+            (folder / name).write_text("\n".join(sums))
+            return values
 
-        values = step(self, seen(), lr, number, stop)
-        (folder / f"{number:03}.{os.environ.get('RANK', '0')}").write_text("\n".join(sums))
-        return values
+        return note
 
-    Learner.step = note  # type: ignore[method-assign]
+    wrap_step(wrap)
     if more:
         more()
 

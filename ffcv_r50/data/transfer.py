@@ -1,18 +1,14 @@
 """From the loader's host buffers to the device: bytes cross, numbers are made there."""
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 
 from ffcv_r50.data.loader import Batch
 
-# Of the ImageNet training set, in units of 0..255 (torchvision's 0.485 ... x 255).
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
-
-def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Move batches to ``device``, on CUDA one batch ahead of the one in use.
 
     Args:
@@ -20,37 +16,31 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[
         device: where they go.
 
     Yields:
-        Images uint8 [n, 3, height, width] (channels-last in memory) and labels int64 [n].
+        The same with images uint8 [n, 3, height, width] (channels-last in memory).
     """
     if device.type != "cuda":
         for batch in batches:
-            yield batch.images.permute(0, 3, 1, 2), batch.labels
+            yield batch._replace(images=batch.images.permute(0, 3, 1, 2))
         return
-    stream = torch.cuda.Stream(device)
-    ahead: tuple[Tensor, Tensor] | None = None
+    stream = _copy_stream(device)
+    ahead: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            images = batch.images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-            labels = batch.labels.to(device, non_blocking=True)
+            copy = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
             copied = stream.record_event()
         if ahead is not None:
             yield ahead
         # The loader may fill the host buffer again only after the copy; by now it is long done.
         copied.synchronize()
         current = torch.cuda.current_stream(device)
-        images.record_stream(current)
-        labels.record_stream(current)
-        ahead = images, labels
+        for tensor in copy:
+            tensor.record_stream(current)
+        ahead = copy._replace(images=copy.images.permute(0, 3, 1, 2))
     if ahead is not None:
         yield ahead
 
 
-def normalize(images: Tensor) -> Tensor:
-    """uint8 [n, 3, h, w] in 0..255 -> float32, zero mean and unit variance a channel on ImageNet.
-
-    In float32 also where the network computes in half precision: there a gray level would round
-    to a quarter of one.
-    """
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    scale = 1 / torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
-    return (images.float() - mean) * scale
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: memory that was freed on a stream serves only that stream again."""
+    return torch.cuda.Stream(device)

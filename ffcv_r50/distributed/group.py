@@ -5,7 +5,7 @@ import datetime
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -232,3 +232,10 @@ def all_reduce_sum(tensor: torch.Tensor) -> None:
     """Sum ``tensor`` over all ranks, in info."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every rank rank 0's values, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ffcv_r50.files import atomic_write
+from ffcv_r50.logs.row import EpochRow
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -46,3 +48,46 @@ def rewind(path: Path, epochs: int) -> None:
         kept = [row for row in read(path) if row["epoch"] < epochs]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+class JsonLines:
+    """The log of a run as a :class:`~ffcv_r50.logs.sinks.Sink`.
+
+    A row that cannot be written (a full disk) is written before the next one.
+
+    Args:
+        path: of the file.
+        warn: is given a line where it cannot be written.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._path = path
+        self._warn = warn
+        self._unwritten: list[dict[str, Any]] = []
+
+    def step(self, number: int, values: Mapping[str, float]) -> None:
+        """Steps are not logged here."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """Append the row."""
+        self._unwritten.append(row.values())
+        self._write()
+
+    def rewind(self, epochs: int, steps: int) -> None:
+        """Drop the rows of later epochs: a killed start may have written one before its state."""
+        rewind(self._path, epochs)
+
+    def close(self) -> None:
+        """Try once more what could not be written."""
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                append(self._path, self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            self._warn(
+                f"{self._path}: cannot be written ({error.strerror}); make room there. "
+                "Training goes on"
+            )

@@ -1,5 +1,8 @@
 """Parameter groups and optimizers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -46,7 +49,7 @@ def sgd(
     weight_decay: float,
     decay_norm_and_bias: bool,
 ) -> torch.optim.SGD:
-    """SGD as torch's; the learning rate is set before each step, see :func:`set_learning_rate`."""
+    """SGD as torch's; the learning rate is set before each step, see :func:`set_values`."""
     return torch.optim.SGD(
         parameter_groups(model, weight_decay, decay_norm_and_bias),
         lr=0.0,
@@ -56,7 +59,12 @@ def sgd(
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use ``lr`` in every group from the next step on."""
+def set_values(optimizer: torch.optim.Optimizer, values: Mapping[str, float]) -> None:
+    """Use the schedule's values in every group from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = values["lr"]
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved state."""
+    optimizer.load_state_dict(state)

@@ -1,8 +1,6 @@
 """Exact metrics over a sharded validation set, with test-time augmentation."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +9,15 @@ from torch import Tensor, nn
 from ffcv_r50 import distributed
 from ffcv_r50.data import transfer
 from ffcv_r50.data.loader import Batch
+from ffcv_r50.logs.metrics import Metrics
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.transforms.normalize import Normalize
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Means over every validation sample, each counted once."""
-
-    loss: float
-    """Cross-entropy without label smoothing, nats."""
-    top_1: float
-    """Percent."""
-    top_5: float
-    """Percent; of all classes where there are fewer than five."""
-    count: int
+def how(resolution: int, tta: str) -> str:
+    """How validation images are looked at, for a line about a result."""
+    views = "no test-time augmentation" if tta == "none" else "flip averaged"
+    return f"{resolution} px, {views}"
 
 
 @torch.inference_mode()
@@ -33,7 +27,7 @@ def evaluate(
     *,
     num_samples: int,
     device: torch.device,
-    autocast: AbstractContextManager[object],
+    precision: Precision,
     tta: str,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Metrics:
@@ -45,7 +39,7 @@ def evaluate(
         batches: this rank's shard.
         num_samples: of the whole validation set.
         device: of the model.
-        autocast: the precision to run in; entered once per batch.
+        precision: to compute in.
         tta: ``none``, or ``flip``: the mean of the logits of the image and of its mirror image.
         on_batch: called with the number of batches done; what it raises ends the evaluation.
 
@@ -56,15 +50,16 @@ def evaluate(
         RuntimeError: the shards together did not hold each sample once.
     """
     model.eval()
+    normalize = Normalize(device)
     # float64: sums of float32 terms come out the same in any order to far below what is printed.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for done, (images, labels) in enumerate(transfer.to_device(batches, device), 1):
-        inputs = transfer.normalize(images)
-        with autocast:
+    for done, batch in enumerate(transfer.to_device(batches, device), 1):
+        inputs = normalize.images(batch.images)
+        with precision.autocast():
             logits: Tensor = model(inputs).float()
             if tta == "flip":
                 logits = (logits + model(inputs.flip(3)).float()) / 2
-        sums += _batch_sums(logits, labels)
+        sums += _batch_sums(logits, batch.labels)
         on_batch(done)
     distributed.all_reduce_sum(sums)
     loss, top_1, top_5, count = sums.tolist()
@@ -82,6 +77,7 @@ def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
             losses.double().sum(),
             top[:, 0].sum(),
             top.sum(),
-            torch.tensor(len(labels), device=labels.device),
+            # Not torch.tensor(..., device=...): that copies from the host and waits for it.
+            losses.new_full((), len(labels)),
         ]
     )

@@ -21,8 +21,6 @@ RANK = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {repository!r})
-import train_imagenet
-from ffcv_r50.errors import exit_with
 from tests import ranks
 
 def wait_to_be_stopped():
@@ -37,7 +35,7 @@ if os.environ["MACHINE"] == "second":
     ranks.before_step(vanish, 9)
 elif os.environ["WORLD_SIZE"] == "1" and not Path({alone!r}).exists():
     ranks.before_step(wait_to_be_stopped, 5)
-exit_with(train_imagenet.main, together=True)
+ranks.main(sys.argv[1:])
 """
 
 

@@ -39,7 +39,7 @@ def test_sgd_steps_as_torchs_with_the_rate_that_was_set() -> None:
     one = optim.sgd(ours, momentum=0.9, nesterov=True, weight_decay=0.01, decay_norm_and_bias=False)
     two = torch.optim.SGD(theirs.parameters(), momentum=0.9, nesterov=True, weight_decay=0.01)
     for lr in (0.5, 0.25, 0.1):
-        optim.set_learning_rate(one, lr)
+        optim.set_values(one, {"lr": lr})
         two.param_groups[0]["lr"] = lr
         for layer, optimizer in ((ours, one), (theirs, two)):
             optimizer.zero_grad()

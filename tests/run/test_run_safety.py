@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import checkpoint
-from ffcv_r50.training import learner
-from ffcv_r50.training.learner import Learner, Monitor, NotFinite
+from ffcv_r50.trainer import TakeStep
+from ffcv_r50.training import precision
+from ffcv_r50.training.metrics import NotFinite, StepMetrics
+from ffcv_r50.training.protocols import Batch, Step
+from ffcv_r50.training.step import TrainStep
 from tests import ranks
 from tests.conftest import Dataset
 
@@ -297,20 +301,20 @@ def test_training_goes_on_while_the_disk_is_full(
 
 def spoil(*steps: int) -> None:
     """These steps ruin the network and report a loss that is not a number."""
-    step = Learner.step
 
-    def spoilt(
-        self: Learner, parts: Any, lr: float, number: int, stop: bool = False
-    ) -> torch.Tensor:
-        values = step(self, parts, lr, number, stop)
-        if number in steps:
-            values[0] = math.nan
-            with torch.no_grad():
-                for parameter in self.network.parameters():
-                    parameter.fill_(math.nan)
-        return values
+    def wrap(take: TakeStep, train_step: TrainStep) -> TakeStep:
+        def spoilt(batches: Iterator[Batch], step: Step, stop: bool) -> torch.Tensor:
+            values = take(batches, step, stop)
+            if step.number in steps:
+                values[0] = math.nan
+                with torch.no_grad():
+                    for parameter in train_step.network.parameters():
+                        parameter.fill_(math.nan)
+            return values
 
-    Learner.step = spoilt  # type: ignore[method-assign]
+        return spoilt
+
+    ranks.wrap_step(wrap)
 
 
 def test_a_rollback_skips_the_window(dataset: Dataset, tmp_path: Path) -> None:
@@ -352,24 +356,28 @@ def test_rollbacks_are_counted(dataset: Dataset, tmp_path: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in state["learner"]["model"].values())
 
 
+def at(number: int) -> Step:
+    return Step(0, number, 0.0, {"lr": 0.1})
+
+
 def values(loss: float, votes: float, norm: float) -> torch.Tensor:
     return torch.tensor([loss, votes, norm])
 
 
 def test_fp16_overflows_are_counted_and_nothing_else_is_forgiven() -> None:
-    monitor = Monitor(torch.device("cpu"), skips_overflows=True)
+    monitor = StepMetrics(torch.device("cpu"), skips_overflows=True)
     for step, norm in enumerate((1.0, math.inf, math.nan, 1.0)):
-        monitor.push(step, values(2.0, 0.0, norm))
+        monitor.push(at(step), values(2.0, 0.0, norm))
     monitor.check()
     assert monitor.overflows == 2
     assert monitor.loss_sum == 8.0
-    monitor.push(4, values(math.inf, 0.0, 1.0))
+    monitor.push(at(4), values(math.inf, 0.0, 1.0))
     with pytest.raises(NotFinite, match="the loss is inf in step 4"):
         monitor.check()
-    strict = Monitor(torch.device("cpu"))
-    strict.push(7, values(2.0, 0.0, math.inf))
+    strict = StepMetrics(torch.device("cpu"))
+    strict.push(at(7), values(2.0, 0.0, math.inf))
     with pytest.raises(NotFinite, match="the gradient's norm is inf in step 7"):
-        strict.push(8, values(2.0, 0.0, 1.0))
+        strict.push(at(8), values(2.0, 0.0, 1.0))
 
 
 ONE_EPOCH = ("--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}")
@@ -377,21 +385,22 @@ ONE_EPOCH = ("--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resol
 
 def overflow_in_step_2(notes: Path) -> None:
     """Train in fp16, which CPUs can too, with a loss scale that overflows once."""
-    learner.choose_precision = lambda asked, device: "fp16"
-    step = Learner.step
+    precision._choose = lambda asked, device: "fp16"
 
-    def scaled(
-        self: Learner, parts: Any, lr: float, number: int, stop: bool = False
-    ) -> torch.Tensor:
-        self.scaler.scale(torch.zeros(1))  # its first use makes its tensors
-        self.scaler.update(2.0**127 if number == 2 else 1024.0)
-        before = [parameter.detach().clone() for parameter in self.network.parameters()]
-        values = step(self, parts, lr, number, stop)
-        same = all(map(torch.equal, before, self.network.parameters()))
-        (notes / f"{number:02}.{os.environ['RANK']}").write_text("skipped" if same else "taken")
-        return values
+    def wrap(take: TakeStep, train_step: TrainStep) -> TakeStep:
+        def scaled(batches: Iterator[Batch], step: Step, stop: bool) -> torch.Tensor:
+            train_step.scaler.scale(torch.zeros(1))  # its first use makes its tensors
+            train_step.scaler.update(2.0**127 if step.number == 2 else 1024.0)
+            before = [p.detach().clone() for p in train_step.network.parameters()]
+            values = take(batches, step, stop)
+            same = all(map(torch.equal, before, train_step.network.parameters()))
+            note = notes / f"{step.number:02}.{os.environ['RANK']}"
+            note.write_text("skipped" if same else "taken")
+            return values
 
-    Learner.step = scaled  # type: ignore[method-assign]
+        return scaled
+
+    ranks.wrap_step(wrap)
 
 
 def test_an_fp16_overflow_skips_its_step_everywhere(dataset: Dataset, tmp_path: Path) -> None:
@@ -414,11 +423,11 @@ def test_an_fp16_overflow_skips_its_step_everywhere(dataset: Dataset, tmp_path: 
 
 def test_every_rank_learns_of_a_stop_at_the_same_step() -> None:
     """A rank that reads early, to save, must not stop before those that do not."""
-    early, late = Monitor(torch.device("cpu")), Monitor(torch.device("cpu"))
+    early, late = StepMetrics(torch.device("cpu")), StepMetrics(torch.device("cpu"))
     for monitor in (early, late):
-        monitor.push(0, values(1.0, 1.0, 1.0))
+        monitor.push(at(0), values(1.0, 1.0, 1.0))
     early.read()
     assert not early.stop
     for monitor in (early, late):
-        monitor.push(1, values(1.0, 0.0, 1.0))
+        monitor.push(at(1), values(1.0, 0.0, 1.0))
         assert monitor.stop

@@ -1,15 +1,15 @@
 """Metrics against a brute-force loop in float64."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ffcv_r50.data import transfer
 from ffcv_r50.data.loader import Batch
-from ffcv_r50.training.evaluation import Metrics, evaluate
+from ffcv_r50.logs.metrics import Metrics
+from ffcv_r50.training.evaluation import evaluate
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.transforms.normalize import Normalize
 
 CPU = torch.device("cpu")
 SIZES = (4, 4, 3)
@@ -33,7 +33,7 @@ def run(model: nn.Module, classes: int, tta: str, num_samples: int = sum(SIZES))
         batches(classes),
         num_samples=num_samples,
         device=CPU,
-        autocast=nullcontext(),
+        precision=Precision("fp32", CPU),
         tta=tta,
     )
 
@@ -78,4 +78,4 @@ def test_normalisation_is_torchvisions() -> None:
     from torchvision.transforms.v2 import functional
 
     expected = functional.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    torch.testing.assert_close(transfer.normalize(image), expected)
+    torch.testing.assert_close(Normalize(CPU).images(image), expected)

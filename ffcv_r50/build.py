@@ -1,0 +1,205 @@
+"""What a configuration asks for, made: datasets, loaders, the network, the step that trains it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from ffcv_r50 import distributed, models, optim, recipe
+from ffcv_r50.config.settings import Config
+from ffcv_r50.data import transfer
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
+from ffcv_r50.errors import UserError
+from ffcv_r50.logs.console import Console
+from ffcv_r50.models import sizes
+from ffcv_r50.models.batchnorm import share_statistics
+from ffcv_r50.models.dropout import draw_by_position
+from ffcv_r50.recipe import Plan
+from ffcv_r50.run import staging
+from ffcv_r50.training.losses.cross_entropy import cross_entropy
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.protocols import Batch
+from ffcv_r50.training.step import TrainStep
+from ffcv_r50.training.transforms.normalize import Normalize
+
+# ------------------------------------------------------------------------------------------- data
+
+
+def datasets(config: Config, world: distributed.World, *files: str) -> list[Beton]:
+    """Open ``.beton`` files, from copies on the node's own disk where ``data.stage_dir`` wants them.
+
+    All ranks must call it.
+
+    Raises:
+        UserError: a file cannot be read; the same on every rank.
+    """
+    if config.data.stage_dir:
+        files = tuple(staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0))
+    with distributed.errors_on_all_ranks():
+        return [Beton(file) for file in files]
+
+
+def check_classes(train_set: Beton, val_set: Beton) -> None:
+    """See that both files have the same classes.
+
+    Raises:
+        UserError: they do not.
+    """
+    known = train_set.sidecar and val_set.sidecar
+    if known and train_set.sidecar.classes != val_set.sidecar.classes:  # type: ignore[union-attr]
+        raise UserError(
+            f"{val_set.path}: its classes are not those of {train_set.path}; write both from folders "
+            "with the same class names"
+        )
+    if val_set.num_classes > train_set.num_classes:
+        raise UserError(
+            f"{val_set.path}: has {val_set.num_classes} classes, {train_set.path} has "
+            f"{train_set.num_classes}; give files of one dataset"
+        )
+
+
+def train_loader(
+    config: Config, train_set: Beton, plan: Plan, world: distributed.World
+) -> TrainLoader:
+    """This rank's part of the training batches, as ``config.data`` wants them.
+
+    Raises:
+        UserError: the batch is larger than the dataset, or libjpeg-turbo is missing.
+    """
+    return TrainLoader(
+        train_set,
+        seed=config.training.seed,
+        batch_size=config.training.batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=config.data.num_workers or world.cores,
+        crop_scale=config.data.crop_scale,
+        crop_ratio=config.data.crop_ratio,
+        flip=config.data.flip,
+        order=config.data.order,
+        scaled_decode=config.data.scaled_decode,
+        bad_images=config.data.bad_images,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def val_loader(config: Config, val_set: Beton, world: distributed.World) -> EvalLoader:
+    """This rank's share of the validation set, as ``config.validation`` wants it."""
+    return EvalLoader(
+        val_set,
+        batch_size=config.validation.batch_size,
+        resolution=config.validation.resolution,
+        crop_ratio=config.validation.crop_ratio,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=config.data.num_workers or world.cores,
+        bad_images=config.data.bad_images,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def train_batches(batches: Epoch, plan: Plan, world: distributed.World) -> Iterator[Batch]:
+    """What the step is given: batches on the device that know their place in the global batch.
+
+    Args:
+        batches: of a :func:`train_loader`, from the start of a step on. Each rank has a run of
+            equally many micro-batches of a global batch.
+    """
+    size = plan.micro_batch_size
+    first = world.rank * plan.micro_batches * size
+    positions = [
+        torch.arange(first + part * size, first + (part + 1) * size, device=world.device)
+        for part in range(plan.micro_batches)
+    ]
+    for number, batch in enumerate(transfer.to_device(batches, world.device)):
+        yield Batch(*batch, positions[number % plan.micro_batches])
+
+
+def warn_of_gray_images(batches: Epoch, config: Config, console: Console) -> None:
+    """Say how many images on all ranks were unreadable and replaced; every rank must call it."""
+    if config.data.bad_images == "gray":
+        count = torch.tensor([float(batches.bad_images)])
+        distributed.all_reduce_sum(count)
+        if count.item():
+            console.warn(f"{count.item():.0f} unreadable images were replaced by gray ones")
+
+
+# ------------------------------------------------------------------------------------------ network
+
+
+def check_sizes(config: Config, num_classes: int) -> None:
+    """See that the network takes the images of every epoch, before the first one is trained.
+
+    Raises:
+        UserError: it does not, or there is no such network.
+    """
+    asked = {"num_classes": num_classes, **asdict(config.model)}
+    for side in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
+        sizes.check(**asked, batch_size=config.norm_batch_size, resolution=side, training=True)
+    sizes.check(**asked, batch_size=1, resolution=config.validation.resolution, training=False)
+
+
+def set_up_torch(config: Config, device: torch.device) -> None:
+    """The process-wide settings of torch that the configuration asks for."""
+    if config.training.deterministic:
+        # cuBLAS reads it when it makes its first handle.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory that it did not write; filling it would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not config.training.deterministic
+        torch.set_float32_matmul_precision("high")
+
+
+def network(config: Config, num_classes: int, device: torch.device) -> nn.Module:
+    """The network with its initial weights, on the device.
+
+    Raises:
+        UserError: the architecture is not available.
+    """
+    torch.manual_seed(config.training.seed)
+    built = models.build(num_classes=num_classes, **asdict(config.model)).to(device)
+    if config.training.channels_last:
+        built.to(memory_format=torch.channels_last)
+    return built
+
+
+def train_step(
+    config: Config,
+    network: nn.Module,
+    precision: Precision,
+    plan: Plan,
+    world: distributed.World,
+) -> TrainStep:
+    """What trains ``network``. All ranks must call it, outside of what could fail on one alone.
+
+    Raises:
+        UserError: the network cannot be trained in the same way at any world size.
+    """
+    network = share_statistics(network, plan.group_size)
+    # The same seed gives the same weights, but not to the bit on processors of another kind.
+    distributed.broadcast_tensors(network.state_dict().values())
+    training = config.training
+    return TrainStep(
+        network,
+        optim.sgd(
+            network,
+            momentum=training.momentum,
+            nesterov=training.nesterov,
+            weight_decay=training.weight_decay,
+            decay_norm_and_bias=training.decay_norm_and_bias,
+        ),
+        transforms=[Normalize(world.device)],
+        loss=cross_entropy,
+        averages={},
+        precision=precision,
+        draws=draw_by_position(network, training.seed, world.device),
+        micro_batches=plan.micro_batches,
+        ranks=world.size,
+        compiled=training.compile,
+    )

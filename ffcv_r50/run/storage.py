@@ -1,0 +1,146 @@
+"""What a run keeps beyond its processes: on rank 0 in its folder, on the other ranks nothing.
+
+Both have the same calls, so that the training loop reads the same on every rank.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffcv_r50.config.settings import Config
+from ffcv_r50.errors import UserError
+from ffcv_r50.logs import jsonl
+from ffcv_r50.run import checkpoint, run_folder
+
+State = dict[str, Any]
+"""Of a run, see :mod:`ffcv_r50.run.checkpoint`; empty where there is none."""
+Say = Callable[[str], None]
+
+
+class Storage:
+    """Of a rank other than 0: nothing is written and nothing found."""
+
+    def find(self, config: Config, *, restarted: bool) -> State:
+        """The state to continue from.
+
+        Args:
+            config: of this start.
+            restarted: whether torchrun started this run again by itself.
+
+        Raises:
+            UserError: it belongs to other settings, or cannot be read, or nothing is left to do.
+        """
+        return {}
+
+    def begin(self, config: Config, world_size: int) -> None:
+        """The run is under way: from here on the folder is written to."""
+
+    def save(self, state: State, copies: Sequence[str] = ()) -> None:
+        """Have the state written while training goes on, under further names too."""
+
+    def finish_saving(self) -> bool:
+        """Wait for what was given to :meth:`save`; returns whether it is written."""
+        return True
+
+    def newest(self) -> State:
+        """The newest state that was saved."""
+        return {}
+
+    def write_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """The finished network."""
+
+    def last_row(self) -> dict[str, Any]:
+        """The newest row of the log."""
+        return {}
+
+    def set_status(self, state: str, code: int | None = None, reason: str = "") -> None:
+        """What :meth:`~ffcv_r50.run.run_folder.RunFolder.set_status` records."""
+
+    def stopped_in_this_launch(self) -> bool:
+        """Whether torchrun's restart is its answer to a stop that was asked for."""
+        return False
+
+    def release(self) -> None:
+        """Let others use the folder."""
+
+
+class FolderStorage(run_folder.RunFolder, Storage):
+    """Of rank 0, in the folder of the run.
+
+    Args:
+        config: of this start.
+        say, warn: are given lines for the user.
+
+    Raises:
+        UserError: the folder cannot be made or written, or a live run holds it.
+    """
+
+    def __init__(self, config: Config, say: Say, warn: Say) -> None:
+        super().__init__(config.logging.folder)
+        self._say = say
+        self._warn = warn
+        self._saver = checkpoint.Saver(
+            self.checkpoints, 60 * config.checkpoint.give_up_minutes, warn
+        )
+
+    def find(self, config: Config, *, restarted: bool) -> State:
+        """See :meth:`Storage.find`."""
+        source = config.resume.source
+        named = source not in ("auto", "none")
+        if source == "none" and not restarted:
+            self.put_aside()
+        for change in self.changes(config):
+            self._say(f"note: {change}, as resume.allow permits")
+        found, warnings = checkpoint.newest(self.checkpoints)
+        for warning in warnings:
+            self._warn(warning)
+        if found and named:
+            self._say(f"note: {self.path} has a state of its own; {source} is not read")
+        elif found is None and self.has_results():
+            self._warn(
+                f"{self.path}: has a run without a state to continue from; its log is kept in "
+                f"{self.put_aside()}"
+            )
+        if found is None and named:
+            found = checkpoint.load_state(Path(source))
+            run_folder.differing(source, found["config"], config)
+            if found["progress"]["epoch"] >= config.training.epochs:
+                raise UserError(
+                    f"--resume={source}: all {config.training.epochs} epochs of that run are done; "
+                    "ask for more with --training.epochs, a schedule for them, and --resume.allow"
+                )
+        return found or {}
+
+    def save(self, state: State, copies: Sequence[str] = ()) -> None:
+        """See :meth:`Storage.save`."""
+        self._saver.save(state, copies=copies)
+
+    def finish_saving(self) -> bool:
+        """See :meth:`Storage.finish_saving`."""
+        return self._saver.finish()
+
+    def newest(self) -> State:
+        """See :meth:`Storage.newest`."""
+        self._saver.finish()
+        return checkpoint.newest(self.checkpoints)[0] or {}
+
+    def write_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """See :meth:`Storage.write_weights`."""
+        self._saver.finish()
+        checkpoint.write_weights(self.weights, weights)
+
+    def last_row(self) -> dict[str, Any]:
+        """See :meth:`Storage.last_row`."""
+        rows = jsonl.read(self.log)
+        return rows[-1] if rows else {}
+
+
+def open_storage(config: Config, is_main: bool, say: Say, warn: Say) -> Storage:
+    """The storage of this rank.
+
+    Raises:
+        UserError: see :class:`FolderStorage`.
+    """
+    return FolderStorage(config, say, warn) if is_main else Storage()

@@ -1,0 +1,120 @@
+"""One optimizer step over the global batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffcv_r50 import optim
+from ffcv_r50.models.batchnorm import RunningStatistics
+from ffcv_r50.models.dropout import Draws
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
+from ffcv_r50.training.reduction import StepSums
+
+
+class TrainStep:
+    """Trains a network, one call a step.
+
+    Args:
+        network: on its device, the same on every rank.
+        optimizer: of its parameters.
+        transforms: applied to each micro-batch in order; the last one normalises.
+        loss: what is minimised.
+        averages: follow the network, by the name that logs call them.
+        precision: that the network computes in.
+        draws: of the network's dropout, see :mod:`ffcv_r50.models.dropout`.
+        micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
+        ranks: that share a step, each with as many micro-batches.
+        compiled: run the network through torch.compile.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        transforms: Sequence[Transform],
+        loss: Loss,
+        averages: Mapping[str, Average],
+        precision: Precision,
+        draws: Draws,
+        micro_batches: int,
+        ranks: int,
+        compiled: bool = False,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.averages = averages
+        self.precision = precision
+        self.scaler = precision.scaler()
+        self._transforms = transforms
+        self._loss = loss
+        self._draws = draws
+        self._micro_batches = micro_batches
+        self._parts = micro_batches * ranks
+        self._statistics = RunningStatistics(network)
+        self._sums = StepSums(network.parameters(), self._statistics.size)
+        # Evaluation and checkpoints use self.network itself, free of the wrapper's names.
+        self._forward: Any = torch.compile(network) if compiled else network
+
+    def __call__(self, batches: Iterator[Batch], step: Step, stop: bool = False) -> Tensor:
+        """One step over the next ``micro_batches`` batches of every rank.
+
+        Args:
+            batches: this rank's, on the device.
+            step: which one it is, and the values of the schedule that hold.
+            stop: whether this rank asks to stop.
+
+        Returns:
+            float32 [3] on the device, the same on every rank: the mean loss over the global batch,
+            the number of ranks that ask to stop, and the norm of the gradient. Where that norm is
+            not finite, an fp16 step was skipped and any other spoilt the network.
+        """
+        sums, statistics = self._sums, self._statistics
+        self.network.train()
+        optim.set_values(self.optimizer, step.values)
+        statistics.begin()
+        sums.begin(stop)
+        for _ in range(self._micro_batches):
+            batch = next(batches)
+            for transform in self._transforms:
+                batch = transform(batch, step)
+            self._draws.begin(step.number, batch.positions)
+            with self.precision.autocast():
+                logits = self._forward(batch.images)
+            loss = self._loss(logits.float(), batch.targets, step)
+            # Divided by the parts of all ranks before the backward pass: a gradient is the same
+            # number whichever rank computes it, and no pass over all of them divides it later.
+            self.scaler.scale(loss / self._parts).backward()
+            sums.loss += loss.detach()
+            statistics.add_to(sums.statistics)
+        sums.reduce()
+        statistics.advance(sums.statistics / self._parts, self._micro_batches)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.linalg.vector_norm(sums.gradients)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        for average in self.averages.values():
+            average.update(self.network, step)
+        return torch.stack([sums.loss / self._parts, sums.votes, norm])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything here that the next step depends on."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.network.load_state_dict(state["model"])
+        optim.load_state(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        # An average that resume.allow let in later begins with the weights as they are now.
+        for name, saved in state.get("averages", {}).items():
+            if name in self.averages:
+                self.averages[name].load_state_dict(saved)
