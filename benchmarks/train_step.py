@@ -70,24 +70,33 @@ class Options:
 
 def main() -> None:
     """Measure and print."""
-    words = reader.split(sys.argv[1:])
-    if "help" in words:
-        reader.print_page(reader.help_text(Options, __doc__ or ""))
-        return
-    own = {field: words.pop(field) for field in reader.declared(Options) if field in words}
-    options = reader.build(Options, reader.from_arguments(Options, own))
-    if not {"config", "training.batch_size"} & words.keys():
-        words |= _default_run(torch.cuda.is_available())
-    config = settings.resolve(words, needs_data=False)
+    config, options = configuration(__doc__ or "")
     with (
         distributed.world(config.dist.timeout_seconds) as world,
-        _dataset(config, world) as dataset,
+        dataset(config, world) as train_set,
     ):
-        row = measure(config, options, dataset, world)
+        row = measure(config, options, train_set, world)
         if world.is_main:
             _show(row, config, options)
             if options.json:
                 Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
+
+
+def configuration(usage: str) -> tuple[Config, Options]:
+    """What the command line asks for, or a run that suits the device.
+
+    Args:
+        usage: what ``--help`` prints above the options.
+    """
+    words = reader.split(sys.argv[1:])
+    if "help" in words:
+        reader.print_page(reader.help_text(Options, usage))
+        raise SystemExit(0)
+    own = {field: words.pop(field) for field in reader.declared(Options) if field in words}
+    options = reader.build(Options, reader.from_arguments(Options, own))
+    if not {"config", "training.batch_size"} & words.keys():
+        words |= _default_run(torch.cuda.is_available())
+    return settings.resolve(words, needs_data=False), options
 
 
 def _default_run(cuda: bool) -> dict[str, str]:
@@ -154,6 +163,7 @@ class Bench:
     ) -> None:
         self.config, self.options, self.world = config, options, world
         self.plan = recipe.plan(config, world.size)
+        self.num_classes = dataset.num_classes
         build.set_up_torch(config, world.device)
         precision = Precision(config.training.precision, world.device)
         network = build.network(config, dataset.num_classes, world.device)
@@ -203,7 +213,7 @@ class Bench:
 
     def step_only(self) -> float:
         """Images per second of the step on a batch that lies on the device."""
-        return self._rate(lambda steps: self.train(self.still(), steps))
+        return self.rate(lambda steps: self.train(self.still(), steps))
 
     def loader_only(self) -> float:
         """Images per second of the loader."""
@@ -213,14 +223,15 @@ class Bench:
                 for _ in range(steps * self.plan.micro_batches):
                     next(batches)
 
-            return self._rate(take)
+            return self.rate(take)
 
     def both(self) -> float:
         """Images per second of the step on the loader's batches."""
         with self.loaded() as batches:
-            return self._rate(lambda steps: self.train(batches, steps))
+            return self.rate(lambda steps: self.train(batches, steps))
 
-    def _rate(self, work: Callable[[int], None]) -> float:
+    def rate(self, work: Callable[[int], None]) -> float:
+        """Images per second over all processes of ``work``, which is told a number of steps."""
         return _rate(work, self.config, self.options, self.world)
 
     def save(self) -> float:
@@ -279,7 +290,7 @@ def _wait(world: distributed.World) -> None:
 
 
 @contextlib.contextmanager
-def _dataset(config: Config, world: distributed.World) -> Iterator[Beton]:
+def dataset(config: Config, world: distributed.World) -> Iterator[Beton]:
     """The training set of ``config``, or a temporary one."""
     if config.data.train_dataset:
         yield Beton(config.data.train_dataset)

@@ -180,9 +180,13 @@ def test_the_batch_changes_in_the_middle_of_an_epoch(dataset: Dataset, tmp_path:
     assert continued.codes == [FINISHED], continued.outputs
     eight = ranks.noted(notes["eight"])
     first = min(eight)
-    assert first == 2 * (4 + 3), "the wish before step 4 was known after step 6"
+    assert first == 2 * (4 + 3), "the signal before step 4 was known after step 6"
     assert list(eight) == list(range(first, 24))
     assert [parts for [parts] in eight.values()] == sixteen[first:]
+    # The mean loss of that epoch is over its images: three steps of sixteen count as six of eight.
+    # Where they count as three it is lower by three eighths.
+    changed, whole = (ranks.log(tmp_path / name)[1]["train_loss"] for name in ("run", "whole"))
+    assert changed == pytest.approx(whole, rel=0.1)
 
 
 def test_a_new_folder_starts_from_a_named_state(

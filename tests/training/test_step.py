@@ -1,0 +1,172 @@
+"""One step: what it is made of, in which order, and what it leaves in the state."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffcv_r50.models.dropout import draw_by_position
+from ffcv_r50.training.losses.cross_entropy import cross_entropy
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
+from ffcv_r50.training.step import TrainStep
+from ffcv_r50.training.transforms.normalize import Normalize
+
+CPU = torch.device("cpu")
+VALUES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "label_smoothing": 0.1}
+SIZE, PARTS = 6, 3
+
+
+def at(number: int, **values: float) -> Step:
+    return Step(1, number, number / 10, VALUES | values)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    )
+
+
+def batches(seed: int = 0) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    for part in range(PARTS):
+        numbers = torch.arange(part * SIZE, (part + 1) * SIZE)
+        images = torch.randint(256, (SIZE, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        targets = torch.randint(5, (SIZE,), generator=generator)
+        yield Batch(images, targets, numbers + 100, numbers)
+
+
+def train_step(
+    model: nn.Module,
+    transforms: list[Transform] | None = None,
+    loss: Loss = cross_entropy,
+    averages: dict[str, Average] | None = None,
+) -> TrainStep:
+    return TrainStep(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9),
+        transforms=transforms or [Normalize(CPU)],
+        loss=loss,
+        averages=averages or {},
+        precision=Precision("fp32", CPU),
+        draws=draw_by_position(model, 1, CPU),
+        micro_batches=PARTS,
+        ranks=1,
+    )
+
+
+def test_steps_are_those_of_a_plain_loop() -> None:
+    ours, theirs = network(), network()
+    step = train_step(ours)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.0, momentum=0.9)
+    normalize = Normalize(CPU)
+    for number, lr in enumerate((0.1, 0.05, 0.2)):
+        values = step(batches(number), at(number, lr=lr))
+        optimizer.zero_grad()
+        losses = []
+        for batch in batches(number):
+            logits = theirs(normalize.images(batch.images))
+            losses.append(F.cross_entropy(logits, batch.targets, label_smoothing=0.1))
+        torch.stack(losses).mean().backward()
+        norm = torch.cat([p.grad.flatten() for p in theirs.parameters()]).norm()  # type: ignore[union-attr]
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        torch.testing.assert_close(
+            values, torch.stack([torch.stack(losses).mean(), values[1], norm])
+        )
+        torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+
+
+def test_transforms_come_in_order_and_know_the_samples() -> None:
+    seen: list[tuple[str, int, list[int], list[int]]] = []
+
+    def noting(name: str) -> Transform:
+        def note(batch: Batch, step: Step) -> Batch:
+            seen.append((name, step.number, batch.indices.tolist(), batch.positions.tolist()))
+            return batch
+
+        return note
+
+    step = train_step(network(), [noting("first"), Normalize(CPU), noting("last")])
+    step(batches(), at(4))
+    expected = []
+    for part in range(PARTS):
+        positions = [*range(part * SIZE, (part + 1) * SIZE)]
+        indices = [position + 100 for position in positions]
+        expected += [(name, 4, indices, positions) for name in ("first", "last")]
+    assert seen == expected
+
+
+def test_a_loss_of_ones_own_is_what_is_minimised() -> None:
+    def to_zero(logits: Tensor, targets: Tensor, step: Step) -> Tensor:
+        assert logits.dtype == torch.float32
+        return logits.square().mean()
+
+    model = network()
+    step = train_step(model, loss=to_zero)
+    losses = [step(batches(), at(number, lr=0.05))[0].item() for number in range(20)]
+    assert losses[-1] < losses[0] / 5
+
+
+class Newest:
+    """Not an average: the weights and statistics of the last update."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+        self.steps: list[int] = []
+
+    def update(self, network: nn.Module, step: Step) -> None:
+        self.seen = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self.steps.append(step.number)
+
+    def network(self) -> nn.Module:
+        raise AssertionError("nobody evaluates here")
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.seen)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state
+
+
+def test_averages_see_the_finished_step_and_are_in_the_state() -> None:
+    newest = Newest()
+    step = train_step(network(), averages={"newest": newest})
+    for number in range(2):
+        step(batches(number), at(number))
+    assert newest.steps == [0, 1]
+    torch.testing.assert_close(newest.seen, dict(step.network.state_dict()), rtol=0, atol=0)
+    other = Newest()
+    train_step(network(), averages={"newest": other}).load_state_dict(step.state_dict())
+    assert other.seen.keys() == newest.seen.keys()
+
+
+def test_a_state_from_before_there_were_averages_is_taken() -> None:
+    step = train_step(network(), averages={"newest": Newest()})
+    state = train_step(network()).state_dict()
+    del state["averages"]
+    step.load_state_dict(state)
+
+
+def test_votes_and_norms_come_out_together() -> None:
+    step = train_step(network())
+    assert step(batches(), at(0), stop=True)[1] == 1
+    assert step(batches(), at(1))[1] == 0
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_loaded_state_goes_on_with_the_same_bits(number: int) -> None:
+    straight, broken = (train_step(network()) for _ in range(2))
+    for n in range(number):
+        straight(batches(n), at(n))
+        broken(batches(n), at(n))
+    again = train_step(network())
+    again.load_state_dict(broken.state_dict())
+    for n in range(number, number + 3):
+        assert torch.equal(straight(batches(n), at(n)), again(batches(n), at(n)))
+    for name, tensor in straight.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name]), name
