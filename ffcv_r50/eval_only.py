@@ -24,7 +24,7 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
         num_classes = sizes[-1] if sizes else 0
         if val_set.num_classes > num_classes:
             raise UserError(
-                f"--checkpoint={config.checkpoint.file}: tells {num_classes} classes apart, "
+                f"--checkpoint={config.checkpoint.file}: has {num_classes} classes, "
                 f"{val_set.path} has {val_set.num_classes}"
             )
         if val_set.num_classes < num_classes:
