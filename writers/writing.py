@@ -43,8 +43,7 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     sidecar_path = beton.sidecar_path(path)
     with atomic_write(sidecar_path) as sidecar_file, atomic_write(path) as file:
         writer = BetonWriter(file, len(indices), page_size)
-        tally = _Tally.of(source)
-        _store(cfg, source, indices, writer, tally)
+        tally = _store(cfg, source, indices, writer)
         size = writer.finish()
         sidecar_file.write(_sidecar(cfg, source, tally).to_json())
         # A full disk must show before the old sidecar goes.
@@ -55,39 +54,33 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     seconds = time.monotonic() - start
     print(
         f"wrote {path}: {tally.stored:,} images of {len(source.classes):,} classes "
-        f"({tally.modes[beton.MODE_RAW]:,} raw, {tally.modes[beton.MODE_JPEG]:,} JPEG), "
-        f"{size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
+        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG), {size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
         f"{len(indices) / seconds:,.0f} images/s"
     )
 
 
 @dataclasses.dataclass
 class _Tally:
-    """What has become of the images so far."""
+    """What has become of the images."""
 
-    classes: list[int]
-    """Stored of each class."""
-    modes: dict[int, int]
-    """Stored as JPEG and raw."""
-    num_bytes: int
-    """Stored."""
-    skipped: list[dict[str, str]]
+    class_counts: list[int]
+    """Images stored of each class."""
+    jpeg: int = 0
+    raw: int = 0
+    num_bytes: int = 0
+    skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     """Path and reason of each, as the sidecar has them."""
-
-    @classmethod
-    def of(cls, source: Source) -> "_Tally":
-        """Before the first image."""
-        return cls([0] * len(source.classes), {beton.MODE_JPEG: 0, beton.MODE_RAW: 0}, 0, [])
 
     @property
     def stored(self) -> int:
-        """Images."""
-        return sum(self.classes)
+        """Images in the file."""
+        return self.jpeg + self.raw
 
     def add(self, label: int, image: images.Encoded) -> None:
-        """Count a stored image."""
-        self.classes[label] += 1
-        self.modes[image.mode] += 1
+        """Count an image that is stored."""
+        self.class_counts[label] += 1
+        self.jpeg += image.mode == beton.MODE_JPEG
+        self.raw += image.mode == beton.MODE_RAW
         self.num_bytes += len(image.data)
 
 
@@ -122,14 +115,13 @@ def _selected(cfg: Writing, source: Source) -> Sequence[int]:
     return indices
 
 
-def _store(
-    cfg: Writing, source: Source, indices: Sequence[int], writer: BetonWriter, tally: _Tally
-) -> None:
+def _store(cfg: Writing, source: Source, indices: Sequence[int], writer: BetonWriter) -> _Tally:
     """Encode the images and add them to the file.
 
     Raises:
         UserError: an image cannot be stored and ``on_error=stop``, or none can.
     """
+    tally = _Tally([0] * len(source.classes))
     results = _encoded(cfg, source, indices, writer.page_size)
     with contextlib.closing(results), progress.shown(len(indices)) as report:
         for done, (i, result) in enumerate(zip(indices, results, strict=True), 1):
@@ -151,6 +143,7 @@ def _store(
             f"{source.root}: none of its {len(indices):,} images can be stored, "
             f"the first is {first['path']}: {first['reason']}"
         )
+    return tally
 
 
 def _encoded(
@@ -189,7 +182,7 @@ def _sidecar(cfg: Writing, source: Source, tally: _Tally) -> beton.Sidecar:
     return beton.Sidecar(
         classes=[_text(name) for name in source.classes],
         num_samples=tally.stored,
-        class_counts=tally.classes,
+        class_counts=tally.class_counts,
         settings={k: _text(v) if isinstance(v, str) else v for k, v in settings.items()},
         versions={
             **ffcv_r50.versions(np),

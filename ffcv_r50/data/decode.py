@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_RAW, Beton
-from ffcv_r50.data.compiled import SOURCES, njit, njit_cached
+from ffcv_r50.data.compiled import CHECKSUM, njit, njit_cached
 from ffcv_r50.data.crops import Window, center_crop, random_crop, random_flip
-from ffcv_r50.data.resize import Box, Image, line_size, resize
+from ffcv_r50.data.resize import Bitmap, Box, line_size, resize
 
-LARGEST = 1 << 27
+MAX_PIXELS = 1 << 27
 """Pixels; a decode that needs more is refused."""
 
 
@@ -42,9 +42,9 @@ class Stored(NamedTuple):
     widths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
-    most_bytes: int
+    max_bytes: int
     """Of the largest sample."""
-    most_pixels: int
+    max_pixels: int
     longest_side: int
 
     @classmethod
@@ -83,8 +83,8 @@ class Scratch(NamedTuple):
         longest = max(stored.longest_side, resolution)
         weights = 2 * stored.longest_side + 5 * resolution
         return cls(
-            np.empty(stored.most_bytes, np.uint8),
-            np.empty(4 * min(LARGEST, stored.most_pixels), np.uint8),
+            np.empty(stored.max_bytes, np.uint8),
+            np.empty(4 * min(MAX_PIXELS, stored.max_pixels), np.uint8),
             np.empty(resolution, np.int64),
             np.empty(resolution, np.int64),
             np.empty(weights, np.float32),
@@ -169,10 +169,10 @@ def draw_window(sampling: Sampling, sample: int, size: tuple[int, int]) -> tuple
     )
 
 
-def _build(sources: int):  # type: ignore[no-untyped-def]
+def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
     def decode_samples(handle, stored, sampling, samples, start, scratch, out):  # type: ignore[no-untyped-def]
-        resolution = out.shape[1] + 0 * sources
+        resolution = out.shape[1] + 0 * checksum
         for i in range(start, samples.size):
             sample = samples[i]
             size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
@@ -182,7 +182,7 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
             if stored.modes[sample] == MODE_RAW:
                 top, left, height, width = window
                 box = Box(float(top), float(left), float(height), float(width))
-                resize(Image(data, size[0], size[1], 3), box, flip, out[i], scratch)
+                resize(Bitmap(data, size[0], size[1], 3), box, flip, out[i], scratch)
                 continue
             scale = scaling(window.height, window.width, resolution) if sampling.scaled else 1
             status, part = decode_jpeg(handle, data, size, window, scale, scratch)
@@ -194,14 +194,14 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
                 window.height / scale,
                 window.width / scale,
             )
-            image = Image(scratch.pixels, part.height, part.width, 4)
+            image = Bitmap(scratch.pixels, part.height, part.width, 4)
             resize(image, box, flip, out[i], scratch)
         return samples.size, jpeg.GOOD
 
     return decode_samples
 
 
-_decode_samples = _build(SOURCES)
+_decode_samples = _build(CHECKSUM)
 
 
 def decode_samples(

@@ -198,7 +198,7 @@ class Epoch(Iterator[Batch]):
     the next call of :func:`next`: finish copies to a device before.
 
     Raises:
-        UserError: from :func:`next`, a sample cannot be decoded (where that is not to be ignored).
+        UserError: from :func:`next`, a sample cannot be decoded (with ``bad_images="error"``).
     """
 
     def __init__(self, work: _Work, num_workers: int) -> None:
@@ -418,14 +418,14 @@ class TrainLoader(_Loader):
         self._micro_batch_size = micro_batch_size
         self._pages = PageOrder(dataset.offsets, dataset.page_size) if order != "random" else None
         self._sampling = Sampling(
-            np.uint64(self._seed),
-            0,
-            True,
-            (float(crop_scale[0]), float(crop_scale[1])),
-            (float(crop_ratio[0]), float(crop_ratio[1])),
-            float(flip),
-            1.0,
-            bool(scaled_decode),
+            seed=np.uint64(self._seed),
+            epoch=0,
+            random=True,
+            crop_scale=(float(crop_scale[0]), float(crop_scale[1])),
+            crop_ratio=(float(crop_ratio[0]), float(crop_ratio[1])),
+            flip=float(flip),
+            center_ratio=1.0,
+            scaled=bool(scaled_decode),
         )
 
     def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Epoch:
@@ -503,14 +503,14 @@ class EvalLoader(_Loader):
         mine = np.arange(n * rank // world_size, n * (rank + 1) // world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         self._sampling = Sampling(
-            np.uint64(0),
-            0,
-            False,
-            (1.0, 1.0),
-            (1.0, 1.0),
-            0.0,
-            float(crop_ratio),
-            False,
+            seed=np.uint64(0),
+            epoch=0,
+            random=False,
+            crop_scale=(1.0, 1.0),
+            crop_ratio=(1.0, 1.0),
+            flip=0.0,
+            center_ratio=float(crop_ratio),
+            scaled=False,
         )
 
     def epoch(self) -> Epoch:

@@ -18,11 +18,11 @@ from numba.extending import intrinsic
 
 from ffcv_r50.data.compiled import njit
 
-MOST_UNROLLED = 8
+MAX_UNROLLED = 8
 """Taps up to which a pixel's sum over columns is unrolled."""
 
 
-class Image(NamedTuple):
+class Bitmap(NamedTuple):
     """Pixels of which red, green and blue come first, row after row without gaps."""
 
     data: Any
@@ -59,7 +59,7 @@ class Taps(NamedTuple):
 
 
 @njit
-def longest(span: float, count: int) -> int:
+def max_taps(span: float, count: int) -> int:
     """The most source pixels that an output pixel looks at, where ``count`` of them cover ``span``."""
     return 2 * int(math.ceil(max(1.0, span / count))) + 1
 
@@ -75,7 +75,7 @@ def triangle_weights(
         size: number of source pixels.
         firsts: int64 [count], filled with the first source pixel of each output pixel.
         taps: int64 [count], filled with the number of source pixels of each.
-        weights: float32 [count * longest(span, count)], filled; each row sums to one and ends in
+        weights: float32 [count * max_taps(span, count)], filled; each row sums to one and ends in
             zeros.
 
     Returns:
@@ -86,7 +86,7 @@ def triangle_weights(
     high = min(size, int(math.ceil(start + span)))
     step = span / count
     support = max(1.0, step)
-    stride = longest(span, count)
+    stride = max_taps(span, count)
     most = 0
     for i in range(count):
         center = start + (i + 0.5) * step
@@ -233,16 +233,16 @@ _columns_4 = _columns(4)
 _columns_5 = _columns(5)
 _columns_6 = _columns(6)
 _columns_7 = _columns(7)
-_columns_8 = _columns(MOST_UNROLLED)
+_columns_8 = _columns(MAX_UNROLLED)
 
 
 def line_size(columns: int) -> int:
     """Floats in the line of an image this wide: what unused taps read beyond it weighs zero."""
-    return 4 * (columns + longest(columns, 1) + 1)
+    return 4 * (columns + max_taps(columns, 1) + 1)
 
 
 @njit
-def resize(image: Image, box: Box, flip: bool, out: Any, scratch: Any) -> None:
+def resize(image: Bitmap, box: Box, flip: bool, out: Any, scratch: Any) -> None:
     """Resize a part of an image to the size of ``out``.
 
     Args:
@@ -263,7 +263,7 @@ def resize(image: Image, box: Box, flip: bool, out: Any, scratch: Any) -> None:
     )
     most = triangle_weights(box.left, box.width, image.width, firsts_x, taps_x, weights_x)
     triangle_weights(box.top, box.height, image.height, firsts_y, taps_y, weights_y)
-    stride_y, stride_x = longest(box.height, rows), longest(box.width, columns)
+    stride_y, stride_x = max_taps(box.height, rows), max_taps(box.width, columns)
     taps = Taps(firsts_x, firsts_x[0], weights_x, stride_x, most, image.channels)
     pitch, base = image.channels * image.width, image.channels * taps.origin
     n = min(image.width, int(math.ceil(box.left + box.width))) * image.channels - base
@@ -284,7 +284,7 @@ def resize(image: Image, box: Box, flip: bool, out: Any, scratch: Any) -> None:
             _columns_6(line, taps, flip, to)
         elif most == 7:
             _columns_7(line, taps, flip, to)
-        elif most == MOST_UNROLLED:
+        elif most == MAX_UNROLLED:
             _columns_8(line, taps, flip, to)
         else:
             _columns_any(line, taps, flip, to)

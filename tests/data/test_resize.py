@@ -10,8 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from ffcv_r50.data.decode import Scratch, Stored
-from ffcv_r50.data.resize import Box, longest, resize, triangle_weights
-from ffcv_r50.data.resize import Image as Source
+from ffcv_r50.data.resize import Bitmap, Box, max_taps, resize, triangle_weights
 
 Pixels = npt.NDArray[np.uint8]
 Window = tuple[float, float, float, float]
@@ -36,7 +35,7 @@ def _resize(source: Pixels, window: Window, size: tuple[int, int], flip: bool = 
     scratch = Scratch.allocate(stored, max(size))
     guarded = np.full(size[0] * size[1] * 3 + 32, 77, np.uint8)
     out = guarded[16:-16].reshape(*size, 3)
-    resize(Source(source.reshape(-1), *source.shape), Box(*window), flip, out, scratch)
+    resize(Bitmap(source.reshape(-1), *source.shape), Box(*window), flip, out, scratch)
     assert (guarded[:16] == 77).all()
     assert (guarded[-16:] == 77).all()
     return out
@@ -111,7 +110,7 @@ def test_weights_sum_to_one_and_stay_in_the_window() -> None:
         (3.5, 7.25, 20, 64),
         (9.0, 1.0, 10, 8),
     ]:
-        stride = longest(span, count)
+        stride = max_taps(span, count)
         firsts, taps = np.zeros(count, np.int64), np.zeros(count, np.int64)
         weights = np.full(count * stride, np.nan, np.float32)
         most = triangle_weights(start, span, size, firsts, taps, weights)
