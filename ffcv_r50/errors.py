@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 FINISHED = 0
 """The work is done."""
@@ -60,6 +60,14 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
+def discard_output(stream: TextIO) -> None:
+    """Send what is still in a stream's buffer, and all that follows, to nowhere.
+
+    For standard output or error whose reader is gone (``| head``, a closed terminal).
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def exit_with(main: Callable[[], int | None], *, together: bool = False) -> NoReturn:
     """Run a program's ``main`` and exit with its code; our own errors become one line.
 
@@ -85,5 +93,5 @@ def exit_with(main: Callable[[], int | None], *, together: bool = False) -> NoRe
         try:
             stream.flush()
         except OSError:  # or Python fails at it again and exits with a code of its own
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            discard_output(stream)
     sys.exit(FINISHED if code is None else code)

@@ -57,7 +57,7 @@ def write_images(folder: Path, count: int, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """100 training and 29 validation images of three classes, and RECIPE."""
+    """70 training and 29 validation images of three classes, and RECIPE."""
     from writers import writing
     from writers.config import Writing
 

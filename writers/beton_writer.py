@@ -30,7 +30,7 @@ class BetonWriter:
 
     def __init__(self, file: BinaryIO, capacity: int, page_size: int = PAGE_SIZE) -> None:
         self._file = file
-        self._page_size = page_size
+        self.page_size = page_size
         self._metadata = np.zeros(
             capacity, beton.metadata_dtype([type_id for type_id, _ in _FIELDS])
         )
@@ -46,9 +46,9 @@ class BetonWriter:
 
     def add(self, mode: int, height: int, width: int, data: bytes, label: int) -> None:
         """Append one image, at most a page large."""
-        if len(data) > self._page_size:
-            raise ValueError(f"{len(data)} bytes do not fit into a page of {self._page_size}")
-        if len(self._page) + len(data) > self._page_size:
+        if len(data) > self.page_size:
+            raise ValueError(f"{len(data)} bytes do not fit into a page of {self.page_size}")
+        if len(self._page) + len(data) > self.page_size:
             self._flush()
         position = self._page_start + len(self._page)
         self._page += data
@@ -58,8 +58,8 @@ class BetonWriter:
 
     def _flush(self) -> None:
         self._file.seek(self._page_start)
-        self._file.write(self._page.ljust(self._page_size, b"\0"))
-        self._page_start += self._page_size
+        self._file.write(self._page.ljust(self.page_size, b"\0"))
+        self._page_start += self.page_size
         self._page.clear()
 
     def finish(self) -> int:
@@ -73,7 +73,7 @@ class BetonWriter:
         header = np.zeros(1, beton.HEADER)
         header["version"] = beton.FORMAT_VERSION
         header["num_fields"] = len(self._fields)
-        header["page_size"] = self._page_size
+        header["page_size"] = self.page_size
         header["num_samples"] = self.num_samples
         header["alloc_table_ptr"] = self._page_start
         self._file.seek(self._page_start)

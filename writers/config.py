@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from ffcv_r50.config.reader import Range
 from ffcv_r50.errors import InvalidSetting
+from writers.sources import SOURCES
 
 Count = Annotated[int, Range(at_least=1)]
 
@@ -13,9 +14,9 @@ Count = Annotated[int, Range(at_least=1)]
 class Writing:
     """One ``.beton`` file: which images, from where, stored how."""
 
-    dataset: Literal["imagenet"] = "imagenet"
-    """The kind of source: `imagenet` is any tree `data_dir/<class>/<image>`, as torchvision's
-    ImageFolder reads it."""
+    dataset: str = "imagenet"
+    """The kind of source, a name of those in `writers/sources/`: `imagenet` is any tree
+    `data_dir/<class>/<image>`, as torchvision's ImageFolder reads it."""
     split: Literal["train", "val"] = "train"
     """The folder of `data_dir` to take, where `data_dir` does not hold the classes itself."""
     data_dir: str
@@ -54,7 +55,11 @@ class Writing:
     """Images a process is given at a time. Has no effect on the file."""
 
     def __post_init__(self) -> None:
-        """Refuse what would have no effect, and fill in what null stands for."""
+        """Refuse what is not there or has no effect, and fill in what null stands for."""
+        try:
+            SOURCES[self.dataset]
+        except KeyError as error:
+            raise InvalidSetting("cfg.dataset", error.args[0]) from error
         for name, mode, default in (
             ("compress_probability", "proportion", 0.5),
             ("smart_threshold", "smart", 4.0),

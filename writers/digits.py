@@ -18,7 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ffcv_r50.errors import UserError, exit_with
-from writers.sources import SPLITS, draw
+from writers.selection import draw
+from writers.sources.image_folder import SPLITS
 
 SIDE = 32
 """Pixels of the exported images."""

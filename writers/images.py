@@ -1,11 +1,9 @@
 """From an image file to what is stored of it: RGB pixels, their size limit, JPEG or raw."""
 
 import io
-import os
-import stat
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ffcv_r50.data import beton
 from writers import area
+from writers.sources import BadImage, Read
 
 MAX_SIDE = 65500
 """libjpeg writes no longer side (and the format's u2 fields end soon after)."""
@@ -29,10 +28,6 @@ UPRIGHT = {
 }
 """EXIF orientation -> what turns the image upright."""
 EXIF_ORIENTATION = 0x0112
-
-
-class BadImage(Exception):
-    """An image that cannot be read or stored; the message is the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -64,53 +59,49 @@ class Failed(NamedTuple):
     reason: str
 
 
-def encode_chunk(
-    root: str, samples: list[tuple[str, str]], encoding: Encoding
-) -> list[Encoded | Failed]:
+def encode_chunk(samples: Sequence[tuple[Read, str]], encoding: Encoding) -> list[Encoded | Failed]:
     """Encode images one after the other: what a worker process does.
 
     Args:
-        root: the folder the paths are relative to.
-        samples: path and ``raw``, ``jpg`` or ``smart`` of each.
+        samples: what reads it, and ``raw``, ``jpg`` or ``smart``, of each.
         encoding: how.
 
     Returns:
         As many results in the same order.
     """
-    results: list[Encoded | Failed] = []
-    for path, mode in samples:
-        try:
-            results.append(encode(read_rgb(Path(root, path), encoding.exif_rotate), mode, encoding))
-        except BadImage as error:
-            results.append(Failed(str(error)))
-    return results
+    return [_encode(read, mode, encoding) for read, mode in samples]
 
 
-def read_rgb(path: Path, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
+def _encode(read: Read, mode: str, encoding: Encoding) -> Encoded | Failed:
+    try:
+        return encode(decode(_content(read), encoding.exif_rotate), mode, encoding)
+    except BadImage as error:
+        return Failed(str(error))
+
+
+def _content(read: Read) -> bytes:
+    try:
+        return read()
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+
+
+def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
     """The pixels that torchvision's ImageFolder gives: ``Image.open(path).convert("RGB")``.
 
     With one exception: 16-bit grayscale keeps its upper eight bits, as Pillow itself treats 16-bit
     RGB, where ``convert`` turns every value above 255 white.
 
     Args:
-        path: an image in any format that Pillow knows, whatever its name says.
-        exif_rotate: turn it upright as its EXIF orientation says.
+        content: of an image file in any format that Pillow knows.
+        exif_rotate: turn the image upright as its EXIF orientation says.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        BadImage: missing, not an image, damaged, truncated, or so large that Pillow refuses it.
+        BadImage: not an image, damaged, truncated, or so large that Pillow refuses it.
     """
-    try:
-        # Opening a pipe would wait for somebody to write into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BadImage("not a regular file")
-            content = file.read()
-    except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
     try:
         # Pillow warns of odd metadata and of large images; neither changes a pixel.
         with warnings.catch_warnings():

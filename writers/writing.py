@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import os
-import platform
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -16,9 +16,10 @@ import ffcv_r50
 from ffcv_r50.data import beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
-from writers import images, leftovers, pool, progress, sources
+from writers import images, leftovers, pool, progress, selection
 from writers.beton_writer import PAGE_SIZE, BetonWriter
 from writers.config import Writing
+from writers.sources import SOURCES, Source
 
 
 def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
@@ -35,54 +36,16 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     """
     start = time.monotonic()
     path = _target(cfg.write_path)
-    source = _source(cfg)
+    source = SOURCES[cfg.dataset]().build(cfg.data_dir, cfg.split)
+    indices = _selected(cfg, source)
     for line in leftovers.sweep(path):
         print(line)
     sidecar_path = beton.sidecar_path(path)
     with atomic_write(sidecar_path) as sidecar_file, atomic_write(path) as file:
-        writer = BetonWriter(file, len(source.paths), page_size)
-        counts = {beton.MODE_JPEG: 0, beton.MODE_RAW: 0}
-        class_counts = [0] * len(source.classes)
-        skipped: list[dict[str, str]] = []
-        stored = 0
-        results = _encoded(cfg, source, page_size)
-        with contextlib.closing(results), progress.shown(len(source.paths)) as report:
-            for i, (name, label, result) in enumerate(
-                zip(source.paths, source.labels, results, strict=True), 1
-            ):
-                if isinstance(result, images.Encoded):
-                    writer.add(result.mode, result.height, result.width, result.data, label)
-                    counts[result.mode] += 1
-                    class_counts[label] += 1
-                    stored += len(result.data)
-                elif cfg.on_error == "stop":
-                    raise UserError(
-                        f"{source.root / name}: {result.reason}; mend or remove it, or leave out "
-                        "such images with --cfg.on_error=skip"
-                    )
-                else:
-                    skipped.append({"path": _text(name), "reason": result.reason})
-                report(i, stored)
-        if writer.num_samples == 0:
-            raise UserError(
-                f"{source.root}: none of its {len(source.paths):,} images can be stored, "
-                f"the first is {skipped[0]['path']}: {skipped[0]['reason']}"
-            )
+        writer = BetonWriter(file, len(indices), page_size)
+        tally = _store(cfg, source, indices, writer)
         size = writer.finish()
-        sidecar_file.write(
-            beton.Sidecar(
-                classes=[_text(name) for name in source.classes],
-                num_samples=writer.num_samples,
-                class_counts=class_counts,
-                settings={
-                    name: _text(value) if isinstance(value, str) else value
-                    for name, value in dataclasses.asdict(cfg).items()
-                },
-                versions=_versions(),
-                source=_text(str(source.root.absolute())),
-                skipped=skipped,
-            ).to_json()
-        )
+        sidecar_file.write(_sidecar(cfg, source, tally).to_json())
         # A full disk must show before the old sidecar goes.
         for whole in (file, sidecar_file):
             whole.flush()
@@ -90,10 +53,35 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
         sidecar_path.unlink(missing_ok=True)
     seconds = time.monotonic() - start
     print(
-        f"wrote {path}: {writer.num_samples:,} images of {len(source.classes):,} classes "
-        f"({counts[beton.MODE_RAW]:,} raw, {counts[beton.MODE_JPEG]:,} JPEG), {size / 1e6:,.1f} MB, "
-        f"{len(skipped):,} skipped, {seconds:,.1f} s, {len(source.paths) / seconds:,.0f} images/s"
+        f"wrote {path}: {tally.stored:,} images of {len(source.classes):,} classes "
+        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG), {size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
+        f"{len(indices) / seconds:,.0f} images/s"
     )
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What has become of the images."""
+
+    class_counts: list[int]
+    """Images stored of each class."""
+    jpeg: int = 0
+    raw: int = 0
+    num_bytes: int = 0
+    skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    """Path and reason of each, as the sidecar has them."""
+
+    @property
+    def stored(self) -> int:
+        """Images in the file."""
+        return self.jpeg + self.raw
+
+    def add(self, label: int, image: images.Encoded) -> None:
+        """Count an image that is stored."""
+        self.class_counts[label] += 1
+        self.jpeg += image.mode == beton.MODE_JPEG
+        self.raw += image.mode == beton.MODE_RAW
+        self.num_bytes += len(image.data)
 
 
 def _target(write_path: str) -> Path:
@@ -114,23 +102,54 @@ def _target(write_path: str) -> Path:
     return path
 
 
-def _source(cfg: Writing) -> sources.Source:
-    root = sources.find_root(cfg.data_dir, cfg.split)
-    source = sources.image_folder(root)
+def _selected(cfg: Writing, source: Source) -> Sequence[int]:
+    """Which images of ``source`` are written; says how many there are and how many are taken."""
+    total = len(source.names)
     ignored = f", {source.ignored:,} other files ignored" if source.ignored else ""
-    print(f"{root}: {len(source.paths):,} images of {len(source.classes):,} classes{ignored}")
+    print(f"{source.root}: {total:,} images of {len(source.classes):,} classes{ignored}")
     if cfg.subset == -1:
-        return source
-    source = sources.subset(source, cfg.subset, cfg.seed)
-    present = len(set(source.labels))
+        return range(total)
+    indices = selection.subset(source, cfg.subset, cfg.seed)
+    present = len({source.labels[i] for i in indices})
     print(f"taking {cfg.subset:,} of them, of {present:,} classes")
-    return source
+    return indices
+
+
+def _store(cfg: Writing, source: Source, indices: Sequence[int], writer: BetonWriter) -> _Tally:
+    """Encode the images and add them to the file.
+
+    Raises:
+        UserError: an image cannot be stored and ``on_error=stop``, or none can.
+    """
+    tally = _Tally([0] * len(source.classes))
+    results = _encoded(cfg, source, indices, writer.page_size)
+    with contextlib.closing(results), progress.shown(len(indices)) as report:
+        for done, (i, result) in enumerate(zip(indices, results, strict=True), 1):
+            if isinstance(result, images.Encoded):
+                label = source.labels[i]
+                writer.add(result.mode, result.height, result.width, result.data, label)
+                tally.add(label, result)
+            elif cfg.on_error == "stop":
+                raise UserError(
+                    f"{source.root / source.names[i]}: {result.reason}; repair or remove it, or "
+                    "leave out such images with --cfg.on_error=skip"
+                )
+            else:
+                tally.skipped.append({"path": _text(source.names[i]), "reason": result.reason})
+            report(done, tally.num_bytes)
+    if not tally.stored:
+        first = tally.skipped[0]
+        raise UserError(
+            f"{source.root}: none of its {len(indices):,} images can be stored, "
+            f"the first is {first['path']}: {first['reason']}"
+        )
+    return tally
 
 
 def _encoded(
-    cfg: Writing, source: sources.Source, page_size: int
+    cfg: Writing, source: Source, indices: Sequence[int], page_size: int
 ) -> Generator[images.Encoded | images.Failed, None, None]:
-    """What is stored of each image of ``source``, in order."""
+    """What is stored of each image, in order."""
     encoding = images.Encoding(
         max_resolution=cfg.max_resolution,
         jpeg_quality=cfg.jpeg_quality,
@@ -138,13 +157,11 @@ def _encoded(
         exif_rotate=cfg.exif_rotate,
         max_bytes=page_size,
     )
+    size = cfg.chunk_size
+    parts = (indices[at : at + size] for at in range(0, len(indices), size))
     chunks = (
-        (
-            str(source.root),
-            [(name, _mode(cfg, name)) for name in source.paths[i : i + cfg.chunk_size]],
-            encoding,
-        )
-        for i in range(0, len(source.paths), cfg.chunk_size)
+        ([(source.reader(i), _mode(cfg, source.names[i])) for i in part], encoding)
+        for part in parts
     )
     workers = cfg.num_workers or len(os.sched_getaffinity(0))
     with contextlib.closing(pool.ordered_map(images.encode_chunk, chunks, workers)) as results:
@@ -157,17 +174,24 @@ def _mode(cfg: Writing, name: str) -> str:
     if cfg.write_mode != "proportion":
         return cfg.write_mode
     share = cfg.compress_probability or 0.0
-    return "jpg" if sources.draw(cfg.seed, "compress", name) < share else "raw"
+    return "jpg" if selection.draw(cfg.seed, "compress", name) < share else "raw"
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "ffcv_r50": ffcv_r50.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "libjpeg-turbo": features.version("libjpeg_turbo") or "not used",
-    }
+def _sidecar(cfg: Writing, source: Source, tally: _Tally) -> beton.Sidecar:
+    settings: dict[str, Any] = dataclasses.asdict(cfg)
+    return beton.Sidecar(
+        classes=[_text(name) for name in source.classes],
+        num_samples=tally.stored,
+        class_counts=tally.class_counts,
+        settings={k: _text(v) if isinstance(v, str) else v for k, v in settings.items()},
+        versions={
+            **ffcv_r50.versions(np),
+            "pillow": PIL.__version__,
+            "libjpeg-turbo": features.version("libjpeg_turbo") or "not used",
+        },
+        source=_text(str(source.root.absolute())),
+        skipped=tally.skipped,
+    )
 
 
 def _text(name: str) -> str:

@@ -46,7 +46,7 @@ MODE_RAW = 1
 
 TYPE_INT = 1
 TYPE_IMAGE = 2
-MOST_CLASSES = 100_000
+MAX_CLASSES = 100_000
 """More than this, and more than there are samples: no labels but numbers of something else."""
 _BLOCK = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _FIELD_METADATA = {
@@ -164,7 +164,7 @@ class Beton:
                 f"{sidecar_path(self.path)}: describes {self.sidecar.num_samples} samples, the "
                 f"dataset has {self.num_samples}; it belongs to another file, remove it"
             )
-        if self.num_classes > max(MOST_CLASSES, self.num_samples):
+        if self.num_classes > max(MAX_CLASSES, self.num_samples):
             raise UserError(
                 f"{self.path}: its label field counts to {self.num_classes - 1:,}, so it does not hold "
                 "classes; write the dataset again"

@@ -1,10 +1,11 @@
 """How the compiled parts are compiled: without the GIL, and kept on disk between runs.
 
 numba keeps compiled code beside the source (``__pycache__``), in ``NUMBA_CACHE_DIR`` where that is
-set, or in the user's cache folder where neither can be written. A cached entry point is valid for
-one state of its own file only, but it contains the code of every function that it calls, from other
-files too. So each entry point is a closure over :data:`SOURCES`, which numba makes part of the key:
-an edit anywhere in this package compiles anew instead of running old code.
+set, or in the user's cache folder where neither can be written. What it keeps of a function is valid
+for one state of that function's file, but contains the code of every function that it calls, from
+other files too. So each :func:`njit_cached` function that calls others is a closure over
+:data:`CHECKSUM`, which numba makes part of the key: an edit anywhere in this package compiles anew
+instead of running old code.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from numba.core.caching import FunctionCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SOURCES = zlib.crc32(
+CHECKSUM = zlib.crc32(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 )
 """Checksum of the source of this package: what compiled code is valid for."""

@@ -5,6 +5,7 @@ does not depend on which thread, rank or run asks for it.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,15 @@ from ffcv_r50.data.compiled import njit
 from ffcv_r50.data.philox import below, philox4x32, uniform
 
 _TRIES = 10
+
+
+class Window(NamedTuple):
+    """A rectangle of whole pixels inside an image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @njit
@@ -23,7 +33,7 @@ def random_crop(
     width: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> tuple[int, int, int, int]:
+) -> Window:
     """The window of torchvision's ``RandomResizedCrop.get_params``, with numbers of our own.
 
     Args:
@@ -31,9 +41,6 @@ def random_crop(
         height, width: the image's size in pixels.
         scale: lower and upper bound of the window's share of the image's area.
         ratio: lower and upper bound of its width over its height.
-
-    Returns:
-        (top, left, height, width) in pixels, inside the image.
     """
     area = height * width
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
@@ -44,13 +51,13 @@ def random_crop(
         w = int(round(math.sqrt(target * aspect)))
         h = int(round(math.sqrt(target / aspect)))
         if 0 < w <= width and 0 < h <= height:
-            return below(r2, height - h + 1), below(r3, width - w + 1), h, w
+            return Window(below(r2, height - h + 1), below(r3, width - w + 1), h, w)
     h, w = height, width
     if width < ratio[0] * height:
         h = max(1, min(height, int(round(width / ratio[0]))))
     elif width > ratio[1] * height:
         w = max(1, min(width, int(round(height * ratio[1]))))
-    return (height - h) // 2, (width - w) // 2, h, w
+    return Window((height - h) // 2, (width - w) // 2, h, w)
 
 
 @njit
@@ -61,11 +68,7 @@ def random_flip(seed: np.uint64, epoch: int, sample: int, probability: float) ->
 
 
 @njit
-def center_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
-    """The central square of ``int(ratio * min(height, width))`` pixels, as FFCV's center crop.
-
-    Returns:
-        (top, left, height, width) in pixels, inside the image.
-    """
+def center_crop(height: int, width: int, ratio: float) -> Window:
+    """The central square of ``int(ratio * min(height, width))`` pixels, as FFCV's center crop."""
     side = min(max(1, int(ratio * min(height, width))), height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+    return Window((height - side) // 2, (width - side) // 2, side, side)

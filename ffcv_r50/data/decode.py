@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_RAW, Beton
-from ffcv_r50.data.compiled import SOURCES, njit, njit_cached
-from ffcv_r50.data.crops import center_crop, random_crop, random_flip
-from ffcv_r50.data.resize import line_size, resize
+from ffcv_r50.data.compiled import CHECKSUM, njit, njit_cached
+from ffcv_r50.data.crops import Window, center_crop, random_crop, random_flip
+from ffcv_r50.data.resize import Bitmap, Box, line_size, resize
 
-LARGEST = 1 << 27
+MAX_PIXELS = 1 << 27
 """Pixels; a decode that needs more is refused."""
 
 
@@ -42,9 +42,9 @@ class Stored(NamedTuple):
     widths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
-    most_bytes: int
+    max_bytes: int
     """Of the largest sample."""
-    most_pixels: int
+    max_pixels: int
     longest_side: int
 
     @classmethod
@@ -83,8 +83,8 @@ class Scratch(NamedTuple):
         longest = max(stored.longest_side, resolution)
         weights = 2 * stored.longest_side + 5 * resolution
         return cls(
-            np.empty(stored.most_bytes, np.uint8),
-            np.empty(4 * min(LARGEST, stored.most_pixels), np.uint8),
+            np.empty(stored.max_bytes, np.uint8),
+            np.empty(4 * min(MAX_PIXELS, stored.max_pixels), np.uint8),
             np.empty(resolution, np.int64),
             np.empty(resolution, np.int64),
             np.empty(weights, np.float32),
@@ -109,147 +109,99 @@ def scaling(height: int, width: int, resolution: int) -> int:
     return 1
 
 
+NOTHING = Window(0, 0, 0, 0)
+
+
 @njit
 def decode_jpeg(
-    handle: int,
-    data: Any,
-    rows: int,
-    columns: int,
-    top: int,
-    left: int,
-    height: int,
-    width: int,
-    scale: int,
-    scratch: Any,
-) -> tuple[int, int, int, int, int]:
+    handle: int, data: Any, size: tuple[int, int], window: Window, scale: int, scratch: Any
+) -> tuple[int, Window]:
     """Decode at least a window of a JPEG.
 
     Args:
         handle: a :class:`~ffcv_r50.data.jpeg.Decompressor`'s.
         data: uint8 [size], the JPEG.
-        rows, columns: the image's size as the dataset has it.
-        top, left, height, width: the window in pixels.
+        size: height and width of the image as the dataset has them.
+        window: at full size.
         scale: 1, 2, 4 or 8, see :func:`scaling`.
         scratch: a :class:`Scratch`; the pixels end up in its ``pixels``.
 
     Returns:
-        (status, rows and columns of the decoded part, row and column where it begins in the image at
-        this scale).
+        Status, and the decoded part at this scale.
     """
-    status, frame, h, w, mcu_h, mcu_w, interval, scan = jpeg.read_header(data)
+    status, header = jpeg.read_header(data)
     if status != jpeg.GOOD:
-        return status, 0, 0, 0, 0
-    if h != rows or w != columns:
-        return jpeg.WRONG_SIZE, 0, 0, 0, 0
-    first_row = first_column = 0
-    size = data.size
+        return status, NOTHING
+    if header.height != size[0] or header.width != size[1]:
+        return jpeg.WRONG_SIZE, NOTHING
+    part = jpeg.covering(header, window)
+    num_bytes = data.size
     shortened = False
-    bottom = h
-    if mcu_h > 0:
-        y1 = -(-min(h, top + height + jpeg.MARGIN) // mcu_h)
-        bottom = min(h, y1 * mcu_h)
-    if interval > 0:
-        tile_w = mcu_w * interval
-        per_row = -(-w // tile_w)
-        y0 = max(0, top - jpeg.MARGIN) // mcu_h
-        x0 = max(0, left - jpeg.MARGIN) // tile_w
-        x1 = -(-min(w, left + width + jpeg.MARGIN) // tile_w)
-        if x0 > 0 and w - x0 * tile_w < mcu_w:
-            x0 -= 1  # libjpeg interpolates chroma otherwise in an image of so few columns
-        total = per_row * -(-h // mcu_h)
-        first_row, first_column = y0 * mcu_h, x0 * tile_w
-        h, w = bottom - first_row, min(w, x1 * tile_w) - first_column
-        status, size = jpeg.cut(
-            data, scan, frame, per_row, y0, y1, x0, x1, total, h, w, scratch.jpeg
-        )
+    if header.interval > 0:
+        status, num_bytes = jpeg.cut(data, header, part, scratch.jpeg)
         if status != jpeg.GOOD:
-            return status, 0, 0, 0, 0
+            return status, NOTHING
         data = scratch.jpeg
-    elif bottom < h:
-        h, shortened = bottom, True
-        jpeg.shorten(data, frame, h, scratch.jpeg)
+    elif part.height < header.height:
+        jpeg.shorten(data, header, part.height, scratch.jpeg)
+        shortened = True
         data = scratch.jpeg
-    decoded_h, decoded_w = -(-h // scale), -(-w // scale)
-    if 4 * decoded_h * decoded_w > scratch.pixels.size:
-        return jpeg.TOO_LARGE, 0, 0, 0, 0
-    if not jpeg.decode(handle, data, size, h, w, scale, shortened, scratch.pixels):
-        return jpeg.LIBRARY, 0, 0, 0, 0
-    return jpeg.GOOD, decoded_h, decoded_w, first_row // scale, first_column // scale
+    height, width = -(-part.height // scale), -(-part.width // scale)
+    if 4 * height * width > scratch.pixels.size:
+        return jpeg.TOO_LARGE, NOTHING
+    if not jpeg.decode(
+        handle, data, num_bytes, part.height, part.width, scale, shortened, scratch.pixels
+    ):
+        return jpeg.LIBRARY, NOTHING
+    return jpeg.GOOD, Window(part.top // scale, part.left // scale, height, width)
 
 
-def _build(sources: int):  # type: ignore[no-untyped-def]
+@njit
+def draw_window(sampling: Sampling, sample: int, size: tuple[int, int]) -> tuple[Window, bool]:
+    """Which window of a sample is shown, and whether it is mirrored."""
+    height, width = size
+    if not sampling.random:
+        return center_crop(height, width, sampling.center_ratio), False
+    seed, epoch = sampling.seed, sampling.epoch
+    return (
+        random_crop(seed, epoch, sample, height, width, sampling.crop_scale, sampling.crop_ratio),
+        random_flip(seed, epoch, sample, sampling.flip),
+    )
+
+
+def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
     def decode_samples(handle, stored, sampling, samples, start, scratch, out):  # type: ignore[no-untyped-def]
-        resolution = out.shape[1] + 0 * sources
+        resolution = out.shape[1] + 0 * checksum
         for i in range(start, samples.size):
             sample = samples[i]
-            rows, columns = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
-            flip = False
-            if sampling.random:
-                top, left, height, width = random_crop(
-                    sampling.seed,
-                    sampling.epoch,
-                    sample,
-                    rows,
-                    columns,
-                    sampling.crop_scale,
-                    sampling.crop_ratio,
-                )
-                flip = random_flip(sampling.seed, sampling.epoch, sample, sampling.flip)
-            else:
-                top, left, height, width = center_crop(rows, columns, sampling.center_ratio)
+            size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
+            window, flip = draw_window(sampling, sample, size)
             begin = stored.offsets[sample]
             data = stored.bytes[begin : begin + stored.sizes[sample]]
             if stored.modes[sample] == MODE_RAW:
-                resize(
-                    data,
-                    3 * columns,
-                    3,
-                    rows,
-                    columns,
-                    (float(top), float(left), float(height), float(width)),
-                    flip,
-                    out[i],
-                    scratch,
-                )
+                top, left, height, width = window
+                box = Box(float(top), float(left), float(height), float(width))
+                resize(Bitmap(data, size[0], size[1], 3), box, flip, out[i], scratch)
                 continue
-            scale = scaling(height, width, resolution) if sampling.scaled else 1
-            status, h, w, first_row, first_column = decode_jpeg(
-                handle,
-                data,
-                rows,
-                columns,
-                top,
-                left,
-                height,
-                width,
-                scale,
-                scratch,
-            )
+            scale = scaling(window.height, window.width, resolution) if sampling.scaled else 1
+            status, part = decode_jpeg(handle, data, size, window, scale, scratch)
             if status != jpeg.GOOD:
                 return i, status
-            resize(
-                scratch.pixels,
-                4 * w,
-                4,
-                h,
-                w,
-                (
-                    top / scale - first_row,
-                    left / scale - first_column,
-                    height / scale,
-                    width / scale,
-                ),
-                flip,
-                out[i],
-                scratch,
+            box = Box(
+                window.top / scale - part.top,
+                window.left / scale - part.left,
+                window.height / scale,
+                window.width / scale,
             )
+            image = Bitmap(scratch.pixels, part.height, part.width, 4)
+            resize(image, box, flip, out[i], scratch)
         return samples.size, jpeg.GOOD
 
     return decode_samples
 
 
-_decode_samples = _build(SOURCES)
+_decode_samples = _build(CHECKSUM)
 
 
 def decode_samples(

@@ -26,13 +26,14 @@ import contextlib
 import ctypes
 import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numpy as np
 from numba.core import types
 
 from ffcv_r50.data.compiled import njit
+from ffcv_r50.data.crops import Window
 from ffcv_r50.errors import UserError
 
 MARGIN = 2
@@ -141,28 +142,52 @@ def _u16(data: Any, at: int) -> int:
 
 
 @njit
-def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
+def _set_u16(out: Any, at: int, value: int) -> None:
+    out[at] = value >> 8
+    out[at + 1] = value & 255
+
+
+class Header(NamedTuple):
+    """What a JPEG says of itself before its scan."""
+
+    height: int
+    """In pixels, as all sizes here."""
+    width: int
+    mcu_height: int
+    """0 where the JPEG is not baseline with one interleaved scan; it can only be decoded whole."""
+    mcu_width: int
+    interval: int
+    """MCUs in a restart interval where those divide the row, so that the JPEG is tiled; else 0."""
+    frame: int
+    """Position of the frame's height, and of its width behind it."""
+    scan: int
+    """Position of the scan's data."""
+
+
+NO_HEADER = Header(0, 0, 0, 0, 0, 0, 0)
+
+
+@njit
+def read_header(data: Any) -> tuple[int, Header]:
     """Read a JPEG's markers up to its first scan.
 
     Args:
         data: uint8 [size], the JPEG.
 
     Returns:
-        (status, position of the frame's height, height, width, MCU height and MCU width in pixels,
-        MCUs in a restart interval that divides the row or 0, position of the scan's data). The MCU is
-        0 x 0 where the JPEG is not baseline with one interleaved scan.
+        Status and header.
     """
     frame = height = width = mcu_height = mcu_width = interval = components = 0
     baseline = False
     size = data.size
     if size < 4 or data[0] != 0xFF or data[1] != 0xD8:
-        return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+        return NOT_JPEG, NO_HEADER
     at = 2
     while True:
         if at + 4 > size:
-            return TRUNCATED, 0, 0, 0, 0, 0, 0, 0
+            return TRUNCATED, NO_HEADER
         if data[at] != 0xFF:
-            return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+            return NOT_JPEG, NO_HEADER
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -170,13 +195,13 @@ def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
         length = _u16(data, at + 2)
         end = at + 2 + length
         if end > size:
-            return TRUNCATED, 0, 0, 0, 0, 0, 0, 0
+            return TRUNCATED, NO_HEADER
         if length < 2 or marker == 0x00 or marker == 0x01 or 0xD0 <= marker <= 0xD9:
-            return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+            return NOT_JPEG, NO_HEADER
         if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
             components = _u8(data, at + 9) if length >= 8 else 0
             if frame or components == 0 or length != 8 + 3 * components:
-                return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+                return NOT_JPEG, NO_HEADER
             frame = at + 5
             height, width = _u16(data, frame), _u16(data, frame + 2)
             baseline = marker == 0xC0
@@ -188,59 +213,68 @@ def read_header(data: Any) -> tuple[int, int, int, int, int, int, int, int]:
                 mcu_height = mcu_width = 8
         elif marker == 0xDD:
             if length != 4:
-                return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+                return NOT_JPEG, NO_HEADER
             interval = _u16(data, at + 4)
         elif marker == 0xDA:
             if frame == 0 or length < 3:
-                return NOT_JPEG, 0, 0, 0, 0, 0, 0, 0
+                return NOT_JPEG, NO_HEADER
             if not baseline or data[at + 4] != components or mcu_height == 0 or mcu_width == 0:
-                return GOOD, frame, height, width, 0, 0, 0, end
+                return GOOD, Header(height, width, 0, 0, 0, frame, end)
             if interval and (-(-width // mcu_width)) % interval:
                 interval = 0
-            return GOOD, frame, height, width, mcu_height, mcu_width, interval, end
+            return GOOD, Header(height, width, mcu_height, mcu_width, interval, frame, end)
         at = end
 
 
 @njit
-def cut(
-    data: Any,
-    scan: int,
-    frame: int,
-    per_row: int,
-    top: int,
-    bottom: int,
-    left: int,
-    right: int,
-    total: int,
-    height: int,
-    width: int,
-    out: Any,
-) -> tuple[int, int]:
+def covering(header: Header, window: Window) -> Window:
+    """The smallest part of a JPEG that gives a window's pixels as they are in the whole.
+
+    Returns:
+        Whole tiles; of a JPEG that is not tiled the rows down to the window's last, or all of them.
+    """
+    if header.mcu_height == 0:
+        return Window(0, 0, header.height, header.width)
+    rows = -(-min(header.height, window.top + window.height + MARGIN) // header.mcu_height)
+    bottom = min(header.height, rows * header.mcu_height)
+    if header.interval == 0:
+        return Window(0, 0, bottom, header.width)
+    tile_width = header.mcu_width * header.interval
+    top = max(0, window.top - MARGIN) // header.mcu_height * header.mcu_height
+    left = max(0, window.left - MARGIN) // tile_width * tile_width
+    columns = -(-min(header.width, window.left + window.width + MARGIN) // tile_width)
+    right = min(header.width, columns * tile_width)
+    if left > 0 and header.width - left < header.mcu_width:
+        left -= tile_width  # libjpeg interpolates chroma otherwise in an image of so few columns
+    return Window(top, left, bottom - top, right - left)
+
+
+@njit
+def cut(data: Any, header: Header, part: Window, out: Any) -> tuple[int, int]:
     """Put together the JPEG of some rows and columns of restart intervals.
 
     Args:
         data: uint8 [size], a tiled JPEG.
-        scan: position of its scan's data.
-        frame: position of its frame's height.
-        per_row: intervals in a row.
-        top, bottom: first row of intervals, and the one after the last.
-        left, right: likewise columns.
-        total: intervals in the image.
-        height, width: of the new JPEG, in pixels.
+        header: of it.
+        part: whole tiles, see :func:`covering`.
         out: uint8, at least as long as ``data``; filled.
 
     Returns:
-        (status, size of the new JPEG).
+        Status, and size of the new JPEG.
     """
+    # The same in restart intervals.
+    tile_width = header.mcu_width * header.interval
+    top, bottom = part.top // header.mcu_height, -(-(part.top + part.height) // header.mcu_height)
+    left, right = part.left // tile_width, -(-(part.left + part.width) // tile_width)
+    per_row = -(-header.width // tile_width)
+    total = per_row * -(-header.height // header.mcu_height)
+
     source, target = data.ctypes.data, out.ctypes.data
     size = data.size
-    _memcpy(target, source, np.uint64(scan))
-    out[frame] = height >> 8
-    out[frame + 1] = height & 255
-    out[frame + 2] = width >> 8
-    out[frame + 3] = width & 255
-    at = scan  # where the interval begins
-    to = scan
+    _memcpy(target, source, np.uint64(header.scan))
+    _set_u16(out, header.frame, part.height)
+    _set_u16(out, header.frame + 2, part.width)
+    at = to = header.scan  # where the interval begins, there and here
     row = column = written = 0
     for k in range(total):
         end = at
@@ -276,18 +310,17 @@ def cut(
 
 
 @njit
-def shorten(data: Any, frame: int, height: int, out: Any) -> None:
+def shorten(data: Any, header: Header, height: int, out: Any) -> None:
     """Copy a JPEG of one scan and say that it has fewer rows. Decoding it ends after those.
 
     Args:
         data: uint8 [size], the JPEG.
-        frame: position of its frame's height.
+        header: of it.
         height: of the new JPEG, in pixels.
         out: uint8, at least as long as ``data``; filled.
     """
     _memcpy(out.ctypes.data, data.ctypes.data, np.uint64(data.size))
-    out[frame] = height >> 8
-    out[frame + 1] = height & 255
+    _set_u16(out, header.frame, height)
 
 
 @njit

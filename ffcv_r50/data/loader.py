@@ -78,28 +78,28 @@ class _Job:
     pieces_left: int = 0
 
 
+class _Task(NamedTuple):
+    """The part of an epoch that a loader is asked for, and with what it is made."""
+
+    dataset: Beton
+    stored: Stored
+    batches: list[npt.NDArray[np.int64]]
+    """Of sample indices."""
+    resolution: int
+    sampling: Sampling
+    gray: bool
+    """Replace bad images by gray ones, instead of ending the epoch."""
+    slots: list[_Slot]
+    """Where the batches are made, one after another."""
+    piece: int
+    """Samples that a thread takes at a time."""
+
+
 class _Work:
     """What the threads of an epoch share."""
 
-    def __init__(
-        self,
-        dataset: Beton,
-        stored: Stored,
-        batches: list[npt.NDArray[np.int64]],
-        slots: list[_Slot],
-        resolution: int,
-        sampling: Sampling,
-        num_workers: int,
-        gray: bool,
-    ) -> None:
-        self.dataset = dataset
-        self.stored = stored
-        self.batches = batches
-        self.slots = slots
-        self.resolution = resolution
-        self.sampling = sampling
-        self.gray = gray
-        self.piece = min(PIECE, max(1, max(map(len, batches), default=1) // (2 * num_workers)))
+    def __init__(self, task: _Task) -> None:
+        self.task = task
         self.changed = threading.Condition()
         # All below is guarded by `changed`.
         self.jobs: dict[int, _Job] = {}  # by number of the batch; those not yet handed out
@@ -119,22 +119,23 @@ class _Work:
                     job = self.jobs.get(self.started - 1)
                     if job is not None and job.next_piece < len(job.samples):
                         begin = job.next_piece
-                        job.next_piece += self.piece
+                        job.next_piece += self.task.piece
                         return job, begin
-                if self.started == len(self.batches):
+                if self.started == len(self.task.batches):
                     return None
-                if self.started - self.released < len(self.slots):
+                if self.started - self.released < len(self.task.slots):
                     self._start()
                 else:
                     self.changed.wait()
 
     def _start(self) -> None:
-        samples = self.batches[self.started]
-        batch = self.slots[self.started % len(self.slots)].batch(samples, self.resolution)
-        batch.labels.numpy()[:] = self.dataset.labels[samples]
+        task = self.task
+        samples = task.batches[self.started]
+        batch = task.slots[self.started % len(task.slots)].batch(samples, task.resolution)
+        batch.labels.numpy()[:] = task.dataset.labels[samples]
         batch.indices.numpy()[:] = samples
         self.jobs[self.started] = _Job(
-            samples, batch, batch.images.numpy(), 0, -(-len(samples) // self.piece)
+            samples, batch, batch.images.numpy(), 0, -(-len(samples) // task.piece)
         )
         self.started += 1
         self.changed.notify_all()
@@ -144,7 +145,7 @@ class _Work:
         try:
             decompressor = jpeg.Decompressor()
             try:
-                scratch = Scratch.allocate(self.stored, self.resolution)
+                scratch = Scratch.allocate(self.task.stored, self.task.resolution)
                 while (piece := self.take()) is not None:
                     self._decode(decompressor, scratch, *piece)
             finally:
@@ -157,18 +158,19 @@ class _Work:
     def _decode(
         self, decompressor: jpeg.Decompressor, scratch: Scratch, job: _Job, begin: int
     ) -> None:
-        samples = job.samples[begin : begin + self.piece]
-        out = job.images[begin : begin + self.piece]
+        task = self.task
+        samples = job.samples[begin : begin + task.piece]
+        out = job.images[begin : begin + task.piece]
         at = 0
         while True:
             at, status = decode_samples(
-                decompressor.handle, self.stored, self.sampling, samples, at, scratch, out
+                decompressor.handle, task.stored, task.sampling, samples, at, scratch, out
             )
             if status == jpeg.GOOD:
                 break
             reason = decompressor.error() if status == jpeg.LIBRARY else jpeg.REASONS[status]
-            what = f"{self.dataset.path}: sample {samples[at]} cannot be decoded: {reason}"
-            if not self.gray:
+            what = f"{task.dataset.path}: sample {samples[at]} cannot be decoded: {reason}"
+            if not task.gray:
                 raise UserError(
                     f"{what}; write the dataset again, or have bad images replaced by gray ones"
                 )
@@ -196,7 +198,7 @@ class Epoch(Iterator[Batch]):
     the next call of :func:`next`: finish copies to a device before.
 
     Raises:
-        UserError: from :func:`next`, a sample cannot be decoded (where that is not to be ignored).
+        UserError: from :func:`next`, a sample cannot be decoded (with ``bad_images="error"``).
     """
 
     def __init__(self, work: _Work, num_workers: int) -> None:
@@ -210,7 +212,7 @@ class Epoch(Iterator[Batch]):
             thread.start()
 
     def __len__(self) -> int:
-        return len(self._work.batches)
+        return len(self._work.task.batches)
 
     @property
     def bad_images(self) -> int:
@@ -222,7 +224,7 @@ class Epoch(Iterator[Batch]):
         with work.changed:
             work.released = self._given
             work.changed.notify_all()
-            if self._given == len(work.batches) and work.error is None:
+            if self._given == len(work.task.batches) and work.error is None:
                 batch = None
             else:
                 batch = self._wait()
@@ -277,6 +279,7 @@ class _Loader:
     def __init__(
         self,
         dataset: Beton,
+        *,
         rows: int,
         rank: int,
         world_size: int,
@@ -309,17 +312,18 @@ class _Loader:
         self.close()
         for slot in self._slots:
             slot.reserve(resolution)
-        work = _Work(
-            self.dataset,
-            self._stored,
-            batches,
-            self._slots,
-            resolution,
-            sampling,
-            self._num_workers,
-            self._gray,
+        share = max(map(len, batches), default=1) // (2 * self._num_workers)
+        task = _Task(
+            dataset=self.dataset,
+            stored=self._stored,
+            batches=batches,
+            resolution=resolution,
+            sampling=sampling,
+            gray=self._gray,
+            slots=self._slots,
+            piece=min(PIECE, max(1, share)),
         )
-        self._open = Epoch(work, self._num_workers)
+        self._open = Epoch(_Work(task), self._num_workers)
         return self._open
 
     def close(self) -> None:
@@ -400,7 +404,13 @@ class TrainLoader(_Loader):
         if order not in ("random", "quasi_random"):
             raise UserError(f"order is {order!r}; choose 'random' or 'quasi_random'")
         super().__init__(
-            dataset, micro_batch_size, rank, world_size, num_workers, bad_images, pin_memory
+            dataset,
+            rows=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            bad_images=bad_images,
+            pin_memory=pin_memory,
         )
         self.steps_per_epoch = dataset.num_samples // batch_size
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
@@ -408,14 +418,14 @@ class TrainLoader(_Loader):
         self._micro_batch_size = micro_batch_size
         self._pages = PageOrder(dataset.offsets, dataset.page_size) if order != "random" else None
         self._sampling = Sampling(
-            np.uint64(self._seed),
-            0,
-            True,
-            (float(crop_scale[0]), float(crop_scale[1])),
-            (float(crop_ratio[0]), float(crop_ratio[1])),
-            float(flip),
-            1.0,
-            bool(scaled_decode),
+            seed=np.uint64(self._seed),
+            epoch=0,
+            random=True,
+            crop_scale=(float(crop_scale[0]), float(crop_scale[1])),
+            crop_ratio=(float(crop_ratio[0]), float(crop_ratio[1])),
+            flip=float(flip),
+            center_ratio=1.0,
+            scaled=bool(scaled_decode),
         )
 
     def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Epoch:
@@ -479,21 +489,28 @@ class EvalLoader(_Loader):
             raise UserError(f"batch_size is {batch_size}; at least one is needed")
         if not 0 < crop_ratio <= 1:
             raise UserError(f"crop_ratio is {crop_ratio}; choose one above 0 and up to 1")
-        rows = min(batch_size, -(-dataset.num_samples // max(1, world_size)))
-        super().__init__(dataset, rows, rank, world_size, num_workers, bad_images, pin_memory)
+        super().__init__(
+            dataset,
+            rows=min(batch_size, -(-dataset.num_samples // max(1, world_size))),
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            bad_images=bad_images,
+            pin_memory=pin_memory,
+        )
         self._resolution = resolution
         n = dataset.num_samples
         mine = np.arange(n * rank // world_size, n * (rank + 1) // world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         self._sampling = Sampling(
-            np.uint64(0),
-            0,
-            False,
-            (1.0, 1.0),
-            (1.0, 1.0),
-            0.0,
-            float(crop_ratio),
-            False,
+            seed=np.uint64(0),
+            epoch=0,
+            random=False,
+            crop_scale=(1.0, 1.0),
+            crop_ratio=(1.0, 1.0),
+            flip=0.0,
+            center_ratio=float(crop_ratio),
+            scaled=False,
         )
 
     def epoch(self) -> Epoch:

@@ -8,7 +8,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from ffcv_r50.data.compiled import SOURCES, njit_cached
+from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.philox import ORDER_STREAM, PAGES_STREAM, POOLS_STREAM, philox4x32
 
 Indices = npt.NDArray[np.int64]
@@ -16,17 +16,17 @@ Indices = npt.NDArray[np.int64]
 POOL_PAGES = 512
 """Pages among whose samples :class:`PageOrder` shuffles at a time."""
 
-MOST_LANES = 64
+MAX_LANES = 64
 """Of a :class:`PageOrder`: as many ranks as read no page of another's."""
 
 _32 = np.uint64(32)
 
 
-def _build(sources: int):  # type: ignore[no-untyped-def]
+def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
     def shuffle(items, seed, epoch, stream, part):  # type: ignore[no-untyped-def]
         """Fisher-Yates in place; 64 random bits a swap keep the bias under n / 2**64."""
-        if sources < 0:
+        if checksum < 0:
             return
         for i in range(items.size - 1, 0, -1):
             r0, r1, _, _ = philox4x32(i, part, epoch, stream, seed)
@@ -37,7 +37,7 @@ def _build(sources: int):  # type: ignore[no-untyped-def]
     return shuffle
 
 
-_shuffle = _build(SOURCES)
+_shuffle = _build(CHECKSUM)
 
 
 def random_order(num_samples: int, seed: int, epoch: int) -> Indices:
@@ -60,7 +60,7 @@ class PageOrder:
     """A shuffled order for a dataset larger than memory, which visits its pages one after another.
 
     A step's samples come from lanes, equally many from each: as many lanes as divide the batch, up to
-    :data:`MOST_LANES`. The pages of the file are shuffled and dealt out to the lanes, a run of pages
+    :data:`MAX_LANES`. The pages of the file are shuffled and dealt out to the lanes, a run of pages
     each. A lane shuffles the samples of a few of its pages at a time, its pool, and takes its share of
     the steps from there. Ranks take neighbouring lanes, so a rank reads only the pages of its own;
     each page is wanted during one pool of one lane, and read about once an epoch, at any world size
@@ -99,7 +99,7 @@ class PageOrder:
         counts = self._counts[pages]
         ends = np.cumsum(counts)
         places = np.arange(ends[-1]) + np.repeat(self._starts[pages] - (ends - counts), counts)
-        num_lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
+        num_lanes = max(n for n in range(1, MAX_LANES + 1) if batch_size % n == 0)
         lane_size = batch_size // num_lanes
         steps = len(places) // batch_size
         lanes = self._by_place[places[: steps * batch_size]].reshape(num_lanes, -1)

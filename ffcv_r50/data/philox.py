@@ -3,8 +3,8 @@
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011. The same function as ``Philox4x32`` in Random123, cuRAND and (keyed alike) PyTorch on CUDA.
 
-The key is the seed. The counter's last word tells apart what the numbers are for, see the streams
-below; its third is the epoch.
+The key is the seed. The counter's last word says what the numbers are for, see the streams below;
+its third is the epoch.
 """
 
 import numpy as np

@@ -9,7 +9,7 @@ vector. Within 1 of 255 of Pillow, which rounds between the two.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -18,12 +18,48 @@ from numba.extending import intrinsic
 
 from ffcv_r50.data.compiled import njit
 
-MOST_UNROLLED = 8
+MAX_UNROLLED = 8
 """Taps up to which a pixel's sum over columns is unrolled."""
 
 
+class Bitmap(NamedTuple):
+    """Pixels of which red, green and blue come first, row after row without gaps."""
+
+    data: Any
+    """uint8, flat."""
+    height: int
+    width: int
+    channels: int
+    """Bytes of a pixel, 3 or 4."""
+
+
+class Box(NamedTuple):
+    """A part of an image in pixels, fractions allowed."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+class Taps(NamedTuple):
+    """Which pixels of a line each output pixel sums up, and with which weights."""
+
+    firsts: Any
+    """int64 [count], source columns."""
+    origin: int
+    """The source column at which the line begins."""
+    weights: Any
+    """float32 [count * stride], see :func:`triangle_weights`."""
+    stride: int
+    most: int
+    """Taps of the output pixel that has the most."""
+    channels: int
+    """Floats of a pixel in the line."""
+
+
 @njit
-def longest(span: float, count: int) -> int:
+def max_taps(span: float, count: int) -> int:
     """The most source pixels that an output pixel looks at, where ``count`` of them cover ``span``."""
     return 2 * int(math.ceil(max(1.0, span / count))) + 1
 
@@ -39,7 +75,7 @@ def triangle_weights(
         size: number of source pixels.
         firsts: int64 [count], filled with the first source pixel of each output pixel.
         taps: int64 [count], filled with the number of source pixels of each.
-        weights: float32 [count * longest(span, count)], filled; each row sums to one and ends in
+        weights: float32 [count * max_taps(span, count)], filled; each row sums to one and ends in
             zeros.
 
     Returns:
@@ -50,7 +86,7 @@ def triangle_weights(
     high = min(size, int(math.ceil(start + span)))
     step = span / count
     support = max(1.0, step)
-    stride = longest(span, count)
+    stride = max_taps(span, count)
     most = 0
     for i in range(count):
         center = start + (i + 0.5) * step
@@ -178,17 +214,14 @@ def _columns(unrolled: int) -> Callable[..., None]:
     pixel = _pixel(unrolled)
 
     @njit
-    def sum_columns(
-        line: Any, channels: int, origin: int, firsts: Any, weights: Any, stride: int, most: int,
-        flip: bool, out: Any,
-    ) -> None:  # fmt: skip
-        step = 4 * channels
-        count = firsts.size
-        source, w, target = line.ctypes.data, weights.ctypes.data, out.ctypes.data
+    def sum_columns(line: Any, taps: Taps, flip: bool, out: Any) -> None:
+        step = 4 * taps.channels
+        count = taps.firsts.size
+        source, w, target = line.ctypes.data, taps.weights.ctypes.data, out.ctypes.data
         for x in range(count):
             to = count - 1 - x if flip else x
-            at = source + (firsts[x] - origin) * step
-            pixel(at, step, w + 4 * stride * x, most, target + 3 * to)
+            at = source + (taps.firsts[x] - taps.origin) * step
+            pixel(at, step, w + 4 * taps.stride * x, taps.most, target + 3 * to)
 
     return sum_columns
 
@@ -200,66 +233,58 @@ _columns_4 = _columns(4)
 _columns_5 = _columns(5)
 _columns_6 = _columns(6)
 _columns_7 = _columns(7)
-_columns_8 = _columns(MOST_UNROLLED)
+_columns_8 = _columns(MAX_UNROLLED)
 
 
 def line_size(columns: int) -> int:
     """Floats in the line of an image this wide: what unused taps read beyond it weighs zero."""
-    return 4 * (columns + longest(columns, 1) + 1)
+    return 4 * (columns + max_taps(columns, 1) + 1)
 
 
 @njit
-def resize(
-    source: Any,
-    pitch: int,
-    channels: int,
-    rows: int,
-    columns: int,
-    window: tuple[float, float, float, float],
-    flip: bool,
-    out: Any,
-    scratch: Any,
-) -> None:
-    """Resize a window of an image to the size of ``out``.
+def resize(image: Bitmap, box: Box, flip: bool, out: Any, scratch: Any) -> None:
+    """Resize a part of an image to the size of ``out``.
 
     Args:
-        source: uint8, flat, RGB first in each pixel.
-        pitch: bytes from row to row.
-        channels: bytes from pixel to pixel, 3 or 4.
-        rows, columns: the image's size in pixels.
-        window: (top, left, height, width) in pixels, fractions allowed.
+        image: where the part lies; nothing outside of it is looked at.
+        box: the part.
         flip: mirror left to right.
         out: uint8 [height, width, 3], contiguous, filled.
-        scratch: has firsts_y, firsts_x, taps: int64 [height or width], weights_y, weights_x: float32
-            as :func:`triangle_weights` wants them, line: float32 [line_size(columns)], finite.
+        scratch: has firsts_y, firsts_x, taps_y, taps_x: int64 [height or width], weights_y,
+            weights_x: float32 as :func:`triangle_weights` wants them, line: float32
+            [line_size(image.width)], finite.
     """
-    top, left, height, width = window
-    out_rows, out_columns, _ = out.shape
-    firsts_y, taps = scratch.firsts_y[:out_rows], scratch.taps_y[:out_rows]
-    firsts_x = scratch.firsts_x[:out_columns]
-    weights_y, weights_x, line = scratch.weights_y, scratch.weights_x, scratch.line
-    most = triangle_weights(left, width, columns, firsts_x, scratch.taps_x[:out_columns], weights_x)
-    triangle_weights(top, height, rows, firsts_y, taps, weights_y)
-    stride_y, stride_x = longest(height, out_rows), longest(width, out_columns)
-    origin = firsts_x[0]
-    n = (min(columns, int(math.ceil(left + width))) - origin) * channels
-    for y in range(out_rows):
+    rows, columns, _ = out.shape
+    firsts_y, taps_y, weights_y = scratch.firsts_y[:rows], scratch.taps_y[:rows], scratch.weights_y
+    firsts_x, taps_x, weights_x = (
+        scratch.firsts_x[:columns],
+        scratch.taps_x[:columns],
+        scratch.weights_x,
+    )
+    most = triangle_weights(box.left, box.width, image.width, firsts_x, taps_x, weights_x)
+    triangle_weights(box.top, box.height, image.height, firsts_y, taps_y, weights_y)
+    stride_y, stride_x = max_taps(box.height, rows), max_taps(box.width, columns)
+    taps = Taps(firsts_x, firsts_x[0], weights_x, stride_x, most, image.channels)
+    pitch, base = image.channels * image.width, image.channels * taps.origin
+    n = min(image.width, int(math.ceil(box.left + box.width))) * image.channels - base
+    line = scratch.line
+    for y in range(rows):
         weights = weights_y[y * stride_y : (y + 1) * stride_y]
-        _sum_rows(source, firsts_y[y] * pitch + origin * channels, pitch, n, weights, taps[y], line)
+        _sum_rows(image.data, firsts_y[y] * pitch + base, pitch, n, weights, taps_y[y], line)
         to = out[y]
         if most <= 2:
-            _columns_2(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_2(line, taps, flip, to)
         elif most == 3:
-            _columns_3(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_3(line, taps, flip, to)
         elif most == 4:
-            _columns_4(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_4(line, taps, flip, to)
         elif most == 5:
-            _columns_5(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_5(line, taps, flip, to)
         elif most == 6:
-            _columns_6(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_6(line, taps, flip, to)
         elif most == 7:
-            _columns_7(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
-        elif most == MOST_UNROLLED:
-            _columns_8(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_7(line, taps, flip, to)
+        elif most == MAX_UNROLLED:
+            _columns_8(line, taps, flip, to)
         else:
-            _columns_any(line, channels, origin, firsts_x, weights_x, stride_x, most, flip, to)
+            _columns_any(line, taps, flip, to)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ffcv_r50.data import jpeg
+from ffcv_r50.data.crops import Window
 from ffcv_r50.data.decode import Scratch, Stored, decode_jpeg, scaling
 from ffcv_r50.errors import UserError
 
@@ -54,8 +55,8 @@ class Decoded:
         )
         scratch = Scratch.allocate(stored, 8)
         decode: Any = decode_jpeg
-        found = decode(handle, array, *size, *window, scale, scratch)
-        self.status, self.rows, self.columns, self.top, self.left = found
+        self.status, part = decode(handle, array, size, Window(*window), scale, scratch)
+        self.top, self.left, self.rows, self.columns = part
         self.pixels = scratch.pixels[: 4 * self.rows * self.columns].reshape(
             self.rows, self.columns, 4
         )[..., :3]
@@ -102,8 +103,9 @@ def test_tiles_give_the_pixels_of_a_full_decode(
         gray = subsampling == "gray"
         pixels = make_image(height, width, seed=interval, channels=1 if gray else 3)
         data = encode(pixels, interval=interval, **({} if gray else {"subsampling": subsampling}))
-        header = jpeg.read_header(np.frombuffer(data, np.uint8))
-        assert (header[0], header[2], header[3], header[6]) == (jpeg.GOOD, height, width, interval)
+        status, header = jpeg.read_header(np.frombuffer(data, np.uint8))
+        assert (status, header.height, header.width) == (jpeg.GOOD, height, width)
+        assert header.interval == interval
         whole = _by_pillow(data)
         for window in _windows(height, width, 160 // len(intervals), interval):
             decoded = Decoded(decompressor.handle, data, (height, width), window)

@@ -282,7 +282,7 @@ def test_a_bad_image_can_be_gray(damaged: Beton, caplog: pytest.LogCaptureFixtur
 def test_an_image_too_large_is_a_bad_image(
     small_dataset: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "LARGEST", 90 * 90)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 90 * 90)
     with pytest.raises(UserError, match=r"sample \d+ .*more pixels than the loader takes"):
         copies(EvalLoader(small_dataset, batch_size=4, resolution=32, crop_ratio=1.0).epoch())
 

@@ -110,7 +110,7 @@ def test_each_page_is_read_about_once_at_any_world_size(
 ) -> None:
     """Ranks with memory for twice their share of the pools, as an LRU cache."""
     monkeypatch.setattr(order, "POOL_PAGES", 64)
-    monkeypatch.setattr(order, "MOST_LANES", 8)
+    monkeypatch.setattr(order, "MAX_LANES", 8)
     per_page, num_samples, batch = 50, 50_000, 512
     offsets = _offsets(num_samples, per_page)
     samples = PageOrder(offsets, PAGE).order(3, 0, batch)

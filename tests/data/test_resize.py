@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from ffcv_r50.data.decode import Scratch, Stored
-from ffcv_r50.data.resize import longest, resize, triangle_weights
+from ffcv_r50.data.resize import Bitmap, Box, max_taps, resize, triangle_weights
 
 Pixels = npt.NDArray[np.uint8]
 Window = tuple[float, float, float, float]
@@ -18,7 +18,7 @@ Window = tuple[float, float, float, float]
 
 def _resize(source: Pixels, window: Window, size: tuple[int, int], flip: bool = False) -> Pixels:
     """By the compiled function, surrounded by bytes that must stay as they are."""
-    rows, columns, channels = source.shape
+    longest_side = max(source.shape[:2])
     nothing = np.empty(0, np.uint8)
     empty: Any = np.empty(0, np.int64)
     stored = Stored(
@@ -30,13 +30,12 @@ def _resize(source: Pixels, window: Window, size: tuple[int, int], flip: bool = 
         empty,
         0,
         0,
-        max(rows, columns),
+        longest_side,
     )
     scratch = Scratch.allocate(stored, max(size))
     guarded = np.full(size[0] * size[1] * 3 + 32, 77, np.uint8)
     out = guarded[16:-16].reshape(*size, 3)
-    flat = source.reshape(-1)
-    resize(flat, columns * channels, channels, rows, columns, window, flip, out, scratch)
+    resize(Bitmap(source.reshape(-1), *source.shape), Box(*window), flip, out, scratch)
     assert (guarded[:16] == 77).all()
     assert (guarded[-16:] == 77).all()
     return out
@@ -111,7 +110,7 @@ def test_weights_sum_to_one_and_stay_in_the_window() -> None:
         (3.5, 7.25, 20, 64),
         (9.0, 1.0, 10, 8),
     ]:
-        stride = longest(span, count)
+        stride = max_taps(span, count)
         firsts, taps = np.zeros(count, np.int64), np.zeros(count, np.int64)
         weights = np.full(count * stride, np.nan, np.float32)
         most = triangle_weights(start, span, size, firsts, taps, weights)

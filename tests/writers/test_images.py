@@ -1,6 +1,5 @@
 import io
 import itertools
-import os
 import runpy
 import struct
 import zlib
@@ -19,6 +18,7 @@ from torchvision.datasets.folder import pil_loader
 
 from ffcv_r50.data import beton
 from writers import area, images
+from writers.sources import BadImage
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -118,7 +118,7 @@ def test_pixels_are_torchvisions(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(ODD[name]())
-    ours = images.read_rgb(path)
+    ours = images.decode(path.read_bytes())
     assert not recwarn.list
     np.testing.assert_array_equal(ours, np.asarray(pil_loader(path)), strict=True)
 
@@ -137,7 +137,7 @@ def test_16_bit_gray_keeps_its_upper_bits(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     expected = np.repeat((wide // 256).astype(np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(images.read_rgb(path), expected, strict=True)
+    np.testing.assert_array_equal(images.decode(path.read_bytes()), expected, strict=True)
     assert np.asarray(pil_loader(path)).mean() > 250  # why torchvision is not followed here
 
 
@@ -148,8 +148,8 @@ def test_exif_rotation_is_an_option(orientation: int, tmp_path: Path) -> None:
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
         as_stored = np.asarray(image)
-    np.testing.assert_array_equal(images.read_rgb(path, exif_rotate=True), upright)
-    np.testing.assert_array_equal(images.read_rgb(path), as_stored)
+    np.testing.assert_array_equal(images.decode(path.read_bytes(), exif_rotate=True), upright)
+    np.testing.assert_array_equal(images.decode(path.read_bytes()), as_stored)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -160,7 +160,7 @@ def test_exif_rotation_leaves_upright_images_alone(name: str, tmp_path: Path) ->
     path = tmp_path / name
     path.write_bytes(ODD[name]())
     np.testing.assert_array_equal(
-        images.read_rgb(path, exif_rotate=True), np.asarray(pil_loader(path))
+        images.decode(path.read_bytes(), exif_rotate=True), np.asarray(pil_loader(path))
     )
 
 
@@ -190,35 +190,22 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_images_have_a_reason(
-    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_bad_images_have_a_reason(name: str, recwarn: pytest.WarningsRecorder) -> None:
     content, reason = BAD[name]
-    path = tmp_path / name
-    path.write_bytes(content())
-    with pytest.raises(images.BadImage, match=reason) as caught:
-        images.read_rgb(path)
+    with pytest.raises(BadImage, match=reason) as caught:
+        images.decode(content())
     assert not recwarn.list
     assert "\n" not in str(caught.value)
     assert "0x" not in str(caught.value)  # an address would differ from run to run
 
 
-def test_a_missing_image_has_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(images.BadImage, match=r"^No such file or directory$"):
-        images.read_rgb(tmp_path / "gone.jpg")
-
-
-def test_too_little_memory_is_not_the_images_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(images, "_eight_bits", fail)
-    path = tmp_path / "x.jpg"
-    path.write_bytes(ODD["plain.JPEG"]())
     with pytest.raises(MemoryError):
-        images.read_rgb(path)
+        images.decode(ODD["plain.JPEG"]())
 
 
 # ---------------------------------------------------------------------------------------- shrinking
@@ -289,7 +276,7 @@ def test_jpeg_pixels_are_those_of_an_ordinary_encoder(quality: int) -> None:
 def test_jpegs_carry_nothing_but_pixels(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(saved(RGB, format="JPEG", comment=b"secret", exif=exif(6), icc_profile=b"icc"))
-    stored = images.encode(images.read_rgb(path), "jpg", encoding()).data
+    stored = images.encode(images.decode(path.read_bytes()), "jpg", encoding()).data
     for trace in (b"secret", b"Exif", b"ICC_PROFILE"):
         assert trace in path.read_bytes()
         assert trace not in stored
@@ -321,7 +308,7 @@ def test_smart_stores_as_jpeg_what_gets_smaller_by_the_threshold() -> None:
 def test_an_image_larger_than_a_page_names_a_resolution_that_fits(mode: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     with pytest.raises(
-        images.BadImage,
+        BadImage,
         match=r"^its [0-9,]+ bytes \(160 x 120\) do not fit into a page of 10,000; "
         r"pass --cfg.max_resolution=57 or less$",
     ):
@@ -332,31 +319,33 @@ def test_an_image_larger_than_a_page_names_a_resolution_that_fits(mode: str) -> 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
 def test_an_image_too_long_for_jpeg_is_refused(mode: str) -> None:
-    with pytest.raises(
-        images.BadImage, match=r"^its 65501 x 1 pixels are too long, 65500 is the most"
-    ):
+    with pytest.raises(BadImage, match=r"^its 65501 x 1 pixels are too long, 65500 is the most"):
         images.encode(np.zeros((1, 65501, 3), np.uint8), mode, encoding())
     assert images.encode(np.zeros((1, 65500, 3), np.uint8), mode, encoding()).width == 65500
 
 
 def test_a_chunk_keeps_its_order_and_its_failures(tmp_path: Path) -> None:
-    Image.fromarray(picture(8, 9)).save(tmp_path / "a.png")
-    Image.fromarray(picture(7, 6)).save(tmp_path / "c.png")
+    def gone() -> bytes:
+        return (tmp_path / "gone.png").read_bytes()
+
+    def refused() -> bytes:
+        raise BadImage("its shard ends too early")
+
     results = images.encode_chunk(
-        str(tmp_path), [("a.png", "raw"), ("b.png", "raw"), ("c.png", "jpg")], encoding()
+        [
+            (lambda: saved(Image.fromarray(picture(8, 9)), format="PNG"), "raw"),
+            (gone, "raw"),
+            (lambda: saved(Image.fromarray(picture(7, 6)), format="PNG"), "jpg"),
+            (refused, "jpg"),
+        ],
+        encoding(),
     )
     assert results[0] == images.Encoded(beton.MODE_RAW, 8, 9, picture(8, 9).tobytes())
     assert results[1] == images.Failed("No such file or directory")
     assert results[2][:3] == (beton.MODE_JPEG, 7, 6)
+    assert results[3] == images.Failed("its shard ends too early")
 
 
 def test_shrinking_needs_no_place_for_numbas_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])
     runpy.run_path(str(area.__file__))  # a read-only installation without a home
-
-
-def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe.jpg"
-    os.mkfifo(pipe)
-    with pytest.raises(images.BadImage, match="not a regular file"):
-        images.read_rgb(pipe)

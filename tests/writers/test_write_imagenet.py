@@ -67,7 +67,7 @@ def test_it_runs_from_anywhere(tree: Path) -> None:
             ["--cfg.writemode=raw"],
             "--cfg.writemode is not a setting; did you mean --cfg.write_mode?",
         ),
-        (["--cfg.dataset=cifar"], "--cfg.dataset: expected imagenet, got 'cifar'"),
+        (["--cfg.dataset=cifar"], "--cfg.dataset: there is no dataset 'cifar'; choose imagenet"),
         (["--cfg.split=test"], "--cfg.split: expected train or val, got 'test'"),
         (["--cfg.write_mode=jpeg"], "got 'jpeg'; did you mean jpg?"),
         (
@@ -174,16 +174,17 @@ STUCK = """
 import sys
 sys.path.insert(0, {repository!r})
 from ffcv_r50.errors import exit_with
-from writers import images, write_imagenet
+from writers import write_imagenet
+from writers.sources import image_folder
 
-read = images.read_rgb
+read = image_folder.read_file
 
-def wait(path, exif_rotate):
-    if path.name == "9.png":
-        path.with_name("pipe").read_bytes()
-    return read(path, exif_rotate)
+def wait(path):
+    if path.endswith("/9.png"):
+        open(path.replace("9.png", "pipe")).read()
+    return read(path)
 
-images.read_rgb = wait
+image_folder.read_file = wait
 if __name__ == "__main__":
     exit_with(write_imagenet.main)
 """

@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 import ffcv_r50.files
 from ffcv_r50.data import beton
 from ffcv_r50.errors import UserError
-from writers import pool, sources, writing
+from writers import pool, selection, writing
 from writers.config import Writing
 
 HEIGHT, WIDTH = 48, 64
@@ -105,7 +105,7 @@ def test_round_trip(write: Write, tree: Path, capsys: pytest.CaptureFixture[str]
     dataset = write(write_mode="proportion", num_workers=2, seed=5)
     check_samples(dataset, tree)
     names = sorted(str(path.relative_to(tree)) for path in tree.glob("*/*"))
-    expected = [sources.draw(5, "compress", name) >= 0.5 for name in names]
+    expected = [selection.draw(5, "compress", name) >= 0.5 for name in names]
     assert (dataset.modes == beton.MODE_RAW).tolist() == expected
     assert 5 < sum(expected) < 25
     sidecar = dataset.sidecar
@@ -222,7 +222,7 @@ def damaged(tree: Path, tmp_path: Path) -> Path:
 def test_a_bad_image_stops_the_writing(write: Write, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=rf"^{damaged}/ant/00.png: empty file; mend or remove it, or leave out such images with "
+        match=rf"^{damaged}/ant/00.png: empty file; repair or remove it, or leave out such images with "
         r"--cfg.on_error=skip$",
     ):
         write(data_dir=str(damaged))

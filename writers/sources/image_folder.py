@@ -1,14 +1,15 @@
-"""Which images go into a file, in which order, under which label."""
+"""A tree of image files, ``<class>/<image>``, as torchvision's ImageFolder reads it."""
 
-import hashlib
-import heapq
+import functools
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from ffcv_r50.errors import UserError
+from writers.sources import SOURCES, BadImage, Read, SourceOptions
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What torchvision takes for an image (``torchvision.datasets.folder.IMG_EXTENSIONS``)."""
@@ -16,20 +17,46 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 SPLITS = ("train", "val")
 
 
+@SOURCES.register("imagenet")
+class ImageFolderOptions(SourceOptions):
+    """Any tree `data_dir/<class>/<image>` or `data_dir/<split>/<class>/<image>`."""
+
+    def build(self, data_dir: str, split: str) -> "ImageFolder":
+        """List the tree."""
+        return list_images(find_root(data_dir, split))
+
+
 @dataclass(frozen=True)
-class Source:
-    """Labelled images in the order they are written."""
+class ImageFolder:
+    """All images below a folder; a :class:`~writers.sources.Source`."""
 
     root: Path
     """The folder of the class folders."""
     classes: list[str]
-    """Names in label order."""
-    paths: list[str]
-    """Of each image, relative to ``root``."""
+    names: list[str]
+    """Paths relative to ``root``."""
     labels: list[int]
-    """Of each image."""
     ignored: int
     """Files below ``root`` that are not images by their name, or lie outside of the classes."""
+
+    def reader(self, index: int) -> Read:
+        """See :func:`read_file`."""
+        return functools.partial(read_file, os.path.join(self.root, self.names[index]))
+
+
+def read_file(path: str) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        BadImage: it is something else, as a pipe or a device.
+        OSError: missing, or not readable.
+    """
+    # Opening a pipe would wait for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadImage("not a regular file")
+        return file.read()
 
 
 def find_root(data_dir: str, split: str) -> Path:
@@ -57,45 +84,45 @@ def find_root(data_dir: str, split: str) -> Path:
     return folder
 
 
-def image_folder(root: Path) -> Source:
+def list_images(root: Path) -> ImageFolder:
     """All images of ``root/<class>/...``, in the order of torchvision's ImageFolder.
 
     Raises:
         UserError: no class folders, some without images, or a folder that cannot be listed.
     """
     try:
-        return _image_folder(root)
+        return _list_images(root)
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be listed ({error.strerror}); check its permissions"
         ) from error
 
 
-def _image_folder(root: Path) -> Source:
+def _list_images(root: Path) -> ImageFolder:
     entries = list(os.scandir(root))
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     if not classes:
         raise UserError(f"{root}: has no class folders; expected {root}/<class>/<image>.JPEG")
-    paths: list[str] = []
+    names: list[str] = []
     labels: list[int] = []
     empty = []
     ignored = len(entries) - len(classes)
-    for label, name in enumerate(classes):
-        before = len(paths)
-        for folder, files in sorted(_walk(root / name)):
+    for label, class_name in enumerate(classes):
+        before = len(names)
+        for folder, files in sorted(_walk(root / class_name)):
             images = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
             ignored += len(files) - len(images)
             inside = os.path.relpath(folder, root)
-            paths += [os.path.join(inside, file) for file in images]
-        labels += [label] * (len(paths) - before)
-        if len(paths) == before:
-            empty.append(name)
+            names += [os.path.join(inside, file) for file in images]
+        labels += [label] * (len(names) - before)
+        if len(names) == before:
+            empty.append(class_name)
     if empty:
         raise UserError(
             f"{root}: {len(empty)} of {len(classes)} class folders hold no images, the first is "
             f"'{empty[0]}'; fill or remove them ({', '.join(EXTENSIONS)} are images)"
         )
-    return Source(root, classes, paths, labels, ignored)
+    return ImageFolder(root, classes, names, labels, ignored)
 
 
 def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
@@ -114,31 +141,3 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
 def _refuse(error: OSError) -> NoReturn:
     # os.walk would leave the folder out in silence.
     raise error
-
-
-def draw(seed: int, purpose: str, path: str) -> float:
-    """A number in [0, 1) that follows from its arguments alone (keyed BLAKE2b, 53 bits).
-
-    Whether another image is there, is skipped or is encoded elsewhere has no influence on it.
-    """
-    key = f"{seed} {purpose}".encode()
-    digest = hashlib.blake2b(os.fsencode(path), digest_size=8, key=key).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
-
-
-def subset(source: Source, count: int, seed: int) -> Source:
-    """The ``count`` images with the lowest draw, in their order; all classes keep their labels.
-
-    Raises:
-        UserError: there are fewer, or none are asked for.
-    """
-    total = len(source.paths)
-    if not 1 <= count <= total:
-        raise UserError(f"cfg.subset: {source.root} has {total:,} images, cannot take {count:,}")
-    ranked = heapq.nsmallest(
-        count, range(total), key=lambda i: (draw(seed, "subset", source.paths[i]), i)
-    )
-    kept = sorted(ranked)
-    return replace(
-        source, paths=[source.paths[i] for i in kept], labels=[source.labels[i] for i in kept]
-    )
