@@ -45,7 +45,8 @@ def run(config: Config, around: Callable[[TrainStep], TakeStep] = lambda step: s
         UserError: the input is wrong.
         RunFault: the run cannot go on.
     """
-    with StopSignal() as stop, distributed.world(config.dist.timeout_seconds) as world:
+    deterministic, timeout = config.training.deterministic, config.dist.timeout_seconds
+    with StopSignal() as stop, distributed.world(timeout, deterministic=deterministic) as world:
         console = Console(world.is_main)
         for line in distributed.describe(world):
             console.say(line)

@@ -1,5 +1,6 @@
 """The process group of a run: started by torchrun, srun or submitit, or a single process."""
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -12,9 +13,9 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from ffcv_r50.distributed import cores, launcher, rendezvous
+from ffcv_r50.distributed import cores, launcher, open_files, rendezvous
 from ffcv_r50.distributed.launcher import RankInfo
-from ffcv_r50.errors import RunFault, UserError
+from ffcv_r50.errors import BAD_INPUT, FAULT, RunFault, UserError
 
 T = TypeVar("T")
 
@@ -42,36 +43,42 @@ class World:
 
 
 @contextlib.contextmanager
-def world(timeout_seconds: int) -> Iterator[World]:
+def world(timeout_seconds: int, *, deterministic: bool = False) -> Iterator[World]:
     """Join the process group for as long as the context lasts.
 
     Args:
-        timeout_seconds: how long a collective, or the rendezvous at the start, may wait for a peer.
+        timeout_seconds: how long the rendezvous at the start, or a collective, may wait for a peer.
+            On GPUs collectives may wait twice as long.
+        deterministic: sums over GPUs have the same bits in every run.
 
     Raises:
-        UserError: the launcher's variables are incomplete or contradictory, or a process has no
-            GPU while others of its machine have.
-        RunFault: the peers do not come together in time.
+        UserError: the launcher's variables are incomplete or contradictory, a process has no GPU
+            while others of its machine have, or it may not open a connection to each rank.
+        RunFault: the rendezvous fails.
     """
     info = launcher.detect(os.environ)
     device = _device(info)
     if not info.init_method:
         yield World(0, 1, 0, 1, device, cores.granted(info), info.launcher)
         return
+    # At rank 0, which needs most: to the rendezvous, the watchdog's store, and as gloo's peer.
+    open_files.allow(3 * info.size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if deterministic:
+            # NVLink SHARP, which NCCL may choose by itself, sums in an order that varies.
+            os.environ.setdefault("NCCL_ALGO", "Ring")
     _join(info, device, timeout_seconds)
     threads = torch.get_num_threads()
     try:
         share = cores.share(info, device)
         torch.set_num_threads(min(threads, share))
         yield World(*info[:4], device, share, info.launcher, _restarted())
-    except RuntimeError:
-        # Most likely a collective that broke: taking the group down might wait for peers that are
-        # gone, and the process is about to end anyway.
-        raise
-    except BaseException:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # Peers may be gone and kernels wait for them for ever: taking the group down would, too.
+        # So would NCCL's own destructors, which therefore do not run.
+        if device.type == "cuda":
+            atexit.register(_exit, BAD_INPUT if isinstance(error, UserError) else FAULT)
         raise
     else:
         dist.destroy_process_group()
@@ -80,9 +87,12 @@ def world(timeout_seconds: int) -> Iterator[World]:
 
 
 def _join(info: RankInfo, device: torch.device, timeout_seconds: int) -> None:
-    # Whoever else has ranks meet (the watch over them) does so at the same host.
+    # The watchdog's store is at the same host.
     os.environ.setdefault("MASTER_ADDR", rendezvous.endpoint(info)[0])
     rendezvous.choose_interface(info)
+    # NCCL ends the process when a collective takes too long: not before the watchdog has named the
+    # rank that it waits for.
+    collective_seconds = timeout_seconds * (2 if device.type == "cuda" else 1)
     try:
         dist.init_process_group(
             # Objects and error messages travel over gloo, tensors of the model over NCCL.
@@ -90,7 +100,7 @@ def _join(info: RankInfo, device: torch.device, timeout_seconds: int) -> None:
             store=rendezvous.create_store(info, timeout_seconds),
             rank=info.rank,
             world_size=info.size,
-            timeout=datetime.timedelta(seconds=timeout_seconds),
+            timeout=datetime.timedelta(seconds=collective_seconds),
             device_id=device if device.type == "cuda" else None,
         )
     except (RunFault, dist.DistError) as error:
@@ -98,6 +108,13 @@ def _join(info: RankInfo, device: torch.device, timeout_seconds: int) -> None:
         if info.rank:  # rank 0 alone prints what a program ends with, and may not get this far
             print(f"error: {message}", file=sys.stderr, flush=True)
         raise RunFault(message) from error
+
+
+def _exit(code: int) -> None:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _device(info: RankInfo) -> torch.device:
@@ -189,7 +206,14 @@ def _node_line(processes: list[_Process]) -> str:
     return f"{processes[0].host}: " + ", ".join(filter(None, parts))
 
 
-# --------------------------------------------------------------------------------- conversation
+# ---------------------------------------------------------------------------------- collectives
+
+
+def collective_timeout() -> datetime.timedelta:
+    """How long the group's collectives may wait: for subgroups, which torch gives its own default."""
+    group = dist.group.WORLD
+    assert group is not None
+    return group._get_backend(torch.device("cpu")).options._timeout
 
 
 @contextlib.contextmanager
@@ -229,7 +253,7 @@ def broadcast_object(value: T | None) -> T:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> None:
-    """Sum ``tensor`` over all ranks, in info."""
+    """Sum ``tensor`` over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
 

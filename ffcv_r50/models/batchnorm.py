@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ffcv_r50 import distributed
+
 
 class RunningStatistics:
     """Gathers the batch statistics of a step and advances the model's running averages.
@@ -102,7 +104,7 @@ def share_statistics(model: nn.Module, group_size: int) -> nn.Module:
     """
     if group_size == 1:
         return model
-    group, _ = dist.new_subgroups(group_size)
+    group, _ = dist.new_subgroups(group_size, timeout=distributed.collective_timeout())
     if all(parameter.is_cuda for parameter in model.parameters()):
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
         return converted

@@ -1,5 +1,6 @@
 """The process group: who meets whom, on which cores, and errors that all ranks share."""
 
+import datetime
 import os
 import socket
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from ffcv_r50 import distributed
-from ffcv_r50.errors import RunFault, UserError
+from ffcv_r50.distributed import group, rendezvous
+from ffcv_r50.errors import BAD_INPUT, FAULT, RunFault, UserError
 from tests.conftest import Dataset, Launch
 
 TORCHRUN = {
@@ -47,7 +49,133 @@ def test_torchruns_variables_make_a_group(monkeypatch: pytest.MonkeyPatch) -> No
     with distributed.world(10) as world:
         assert world.size == 1
         assert torch.distributed.is_initialized()
+        assert distributed.collective_timeout() == datetime.timedelta(seconds=10)
     assert not torch.distributed.is_initialized()
+
+
+def test_after_an_error_the_group_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking it down waits for peers, and on a GPU for kernels, that may never come to an end."""
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    for error in (UserError("input"), RunFault("broken"), ValueError("a bug"), RuntimeError()):
+        with pytest.raises(type(error)), distributed.world(10):
+            raise error
+        assert torch.distributed.is_initialized()
+        torch.distributed.destroy_process_group()
+
+
+# What a GPU would do: nothing that runs at exit after our own code comes to an end.
+STUCK_AT_EXIT = """
+import atexit, threading
+import torch
+from ffcv_r50 import distributed
+from ffcv_r50.distributed import cores, group
+from ffcv_r50.errors import UserError, exit_with
+
+atexit.register(threading.Event().wait)
+group._device = lambda info: torch.device("cuda", 0)
+group._join = lambda *_: None
+group._restarted = lambda: False
+cores.share = lambda *_: 1
+torch.cuda.set_device = lambda device: None
+
+def main():
+    with distributed.world(10):
+        print("working", flush=False)
+        raise {error}
+
+exit_with(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        ("UserError('input')", BAD_INPUT, "error: input"),
+        ("KeyError('bug')", FAULT, "KeyError: 'bug'"),
+    ],
+)
+def test_a_process_with_a_gpu_ends_after_an_error(error: str, code: int, line: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", STUCK_AT_EXIT.format(error=error)],
+        env={"PATH": os.environ["PATH"], **TORCHRUN},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == code
+    assert result.stdout == "working\n"
+    assert result.stderr.splitlines()[-1] == line
+
+
+# A kernel of a minute or more, an all-reduce that waits for it, and an error on the CPU.
+KERNEL = """
+import torch
+from ffcv_r50 import distributed
+
+with distributed.world(10) as world:
+    value = torch.ones(1, device=world.device)
+    torch.distributed.all_reduce(value)
+    torch.cuda._sleep(200_000_000_000)
+    torch.distributed.all_reduce(value)
+    raise KeyError("bug")
+"""
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_kernel_that_goes_on_does_not_keep_the_process() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", KERNEL],
+        env=os.environ | TORCHRUN,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == FAULT
+    assert "KeyError: 'bug'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "given", "algorithm", "seconds"),
+    [
+        ("cuda", False, None, None, 20),
+        ("cuda", True, None, "Ring", 20),
+        ("cuda", True, "Tree", "Tree", 20),  # the user knows better
+        ("cpu", True, None, None, 10),
+    ],
+)
+def test_what_nccl_is_told_before_the_group_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    deterministic: bool,
+    given: str | None,
+    algorithm: str | None,
+    seconds: int,
+) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NCCL_ALGO", given or "")
+    if not given:
+        monkeypatch.delenv("NCCL_ALGO")
+    told: dict[str, object] = {}
+
+    def init_process_group(backend: str, **options: object) -> None:
+        told.update(options, backend=backend, algorithm=os.environ.get("NCCL_ALGO"))
+        raise torch.distributed.DistError("as far as a CPU gets")
+
+    monkeypatch.setattr(group, "_device", lambda info: torch.device(device, 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(rendezvous, "create_store", lambda *_: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    with (
+        pytest.raises(RunFault, match="as far as a CPU gets"),
+        distributed.world(10, deterministic=deterministic),
+    ):
+        pass
+    assert told["backend"] == ("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    assert told["algorithm"] == algorithm
+    assert told["timeout"] == datetime.timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(

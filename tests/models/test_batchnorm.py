@@ -69,15 +69,19 @@ def test_a_network_without_batch_norm_is_left_alone() -> None:
 
 # Four ranks in two groups; each takes a quarter of the samples and leaves what it computed.
 RANK = """
-import sys
+import datetime, sys
 import torch
 import torch.distributed as dist
 from ffcv_r50.models import batchnorm
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=4)
+timeout = datetime.timedelta(seconds=77)
+init = f"file://{folder}/rendezvous"
+dist.init_process_group("gloo", init_method=init, rank=rank, world_size=4, timeout=timeout)
 given = torch.load(f"{folder}/given.pt", weights_only=False)
 model = batchnorm.share_statistics(given["model"], 2)
+subgroup = model[0]._group._get_backend(torch.device("cpu"))
+assert subgroup.options._timeout == timeout, "torch's default is 30 minutes"
 x = given["x"].chunk(4)[rank].requires_grad_()
 half = model[0](x.detach().bfloat16())
 out = model(x)

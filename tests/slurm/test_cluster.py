@@ -144,7 +144,7 @@ def test_a_machine_is_lost(losing: Cluster, undisturbed: Path) -> None:
     losing.until_held(2)
     losing.call(str(SCRIPT), "lose", "2")
     text = check_continued(losing, job, undisturbed)
-    assert "rank 1: on n2 has not been heard of" in text
+    assert "rank 1: no heartbeat from n2 for " in text
 
 
 def test_the_machine_of_the_batch_script_is_lost(losing: Cluster, undisturbed: Path) -> None:

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 RUNNING = {"state": "running", "exit_code": None, "reason": "", "time": "1"}
 STOPPED = {"state": "stopped", "exit_code": 75, "reason": "", "time": "2"}
 FAILED = {"state": "failed", "exit_code": None, "reason": "NotFinite: step 3", "time": "2"}
-VANISHED = {"state": "lost", "reason": "rank 3: on n2 has not been heard of", "time": "2"}
+VANISHED = {"state": "lost", "reason": "rank 3: no heartbeat from n2 for 21 s", "time": "2"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""What is added as one file that registers itself works by name from a recipe: every kind of thing.
+
+The files are in ``tests/plugins``; that of an image source is tested in ``tests/writers``.
+"""
+
+import functools
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffcv_r50.errors import FINISHED
+from ffcv_r50.run import checkpoint
+from tests import ranks
+from tests.conftest import Dataset
+
+RECIPE = """
+model:     {arch: resnet18}
+data:      {num_workers: 1, crop_scale: [0.3, 1.0]}
+training:  {epochs: 2, batch_size: 16, norm_batch_size: 8, deterministic: true}
+optimizer: {name: sign_sgd, momentum_share: 0.5}
+loss:      {name: hinge, margin: 0.5}
+augment:   [{invert: {every: 3}}, {invert: {}}]
+averages:  [{latest: {}}]
+logging:   {sinks: [{step_lines: {}}, {broken: {}}]}
+schedule:  {lr: {0: 0.0005}, resolution: {0: 32}}
+validation: {resolution: 40, batch_size: 8}
+checkpoint: {every: 1 steps}
+"""
+
+
+def register() -> None:
+    """In each rank, before it reads the recipe."""
+    from tests import plugins  # noqa: F401
+
+
+def killed(step: int) -> None:
+    register()
+    ranks.at_step(step, signal.SIGKILL)()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("seams") / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all of them."""
+    folder = tmp_path_factory.mktemp("seams") / "finished"
+    arguments = dataset._replace(recipe=recipe).arguments(folder)
+    ended = ranks.run(arguments, folder, ranks=1, hook=register)
+    assert ended.codes == [FINISHED], ended.outputs
+    warning = "warning: log sink Broken: ConnectionError: the server is gone; training goes on"
+    assert ended.outputs[0].count(warning) == 1, ended.outputs
+    return folder
+
+
+def test_the_sink_got_every_step_and_epoch(finished: Path) -> None:
+    lines = [line.split() for line in (finished / "steps.txt").read_text().splitlines()]
+    assert [int(words[1]) for words in lines if words[0] == "step"] == list(range(8))
+    tops = [float(words[3]) for words in lines if words[0] == "epoch"]
+    assert tops == [row["top_1"] for row in ranks.log(finished)]
+    losses = [float(words[3]) for words in lines if words[0] == "step"]
+    for epoch, row in enumerate(ranks.log(finished)):
+        assert row["train_loss"] == pytest.approx(sum(losses[4 * epoch : 4 * epoch + 4]) / 4)
+
+
+def test_the_average_is_evaluated_and_logged(finished: Path) -> None:
+    for row in ranks.log(finished):
+        for key in ("val_loss", "top_1", "top_5"):
+            assert row[f"latest_{key}"] == row[key]
+    state = checkpoint.load(finished / "checkpoints" / checkpoint.LAST)["learner"]
+    averaged = state["averages"]["latest"]["network"]
+    assert all(torch.equal(averaged[name], state["model"][name]) for name in state["model"])
+
+
+def test_the_optimizer_moved_every_weight_by_the_rate(
+    dataset: Dataset, recipe: Path, tmp_path: Path
+) -> None:
+    """Sign descent: after one step each weight lies one learning rate from where it was."""
+    arguments = dataset._replace(recipe=recipe).arguments(tmp_path / "run")
+    ended = ranks.run(arguments, tmp_path, ranks=1, hook=functools.partial(killed, 2))
+    assert ended.codes == [-signal.SIGKILL]
+    states = [
+        checkpoint.load(tmp_path / "run" / "checkpoints" / name)["learner"]["model"]["fc.bias"]
+        for name in (checkpoint.PREVIOUS, checkpoint.LAST)
+        if (tmp_path / "run" / "checkpoints" / name).exists()
+    ]
+    torch.manual_seed(0)
+    import torchvision
+
+    before = torchvision.models.resnet18(num_classes=3).fc.bias
+    for number, state in enumerate(states, 1):
+        moved = (state - before) / 0.0005
+        torch.testing.assert_close(moved.abs(), moved.abs().round(), atol=2e-3, rtol=0)
+        assert moved.abs().max() <= number + 2e-3
+        assert moved.abs().max() > 0.9
+
+
+def test_killed_and_continued_with_all_of_them(
+    finished: Path, dataset: Dataset, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = dataset._replace(recipe=recipe).arguments(tmp_path / "run")
+    ended = ranks.run(arguments, tmp_path, ranks=1, hook=functools.partial(killed, 6))
+    assert ended.codes == [-signal.SIGKILL]
+    ended = ranks.run(arguments, tmp_path, ranks=1, hook=register)
+    assert ended.codes == [FINISHED], ended.outputs
+    assert "continuing after epoch 1 of 2 and" in ended.outputs[0]
+    ranks.assert_same_run(finished, tmp_path / "run")
+    assert (tmp_path / "run" / "steps.txt").read_text() == (finished / "steps.txt").read_text()
+
+
+def test_two_ranks_see_what_one_saw(
+    finished: Path, dataset: Dataset, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = dataset._replace(recipe=recipe).arguments(tmp_path / "run")
+    ended = ranks.run(arguments, tmp_path, ranks=2, hook=register)
+    assert ended.codes == [FINISHED] * 2, ended.outputs
+    ranks.assert_same_run(finished, tmp_path / "run")
