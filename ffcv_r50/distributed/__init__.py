@@ -1,4 +1,4 @@
-"""The processes of a run: who this one is, how they talk, and how they end together."""
+"""The ranks of a run: launcher, rendezvous, process group, and how they stop together."""
 
 from ffcv_r50.distributed.group import (
     World,

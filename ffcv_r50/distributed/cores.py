@@ -1,8 +1,8 @@
-"""The cores of this process: how many it may keep busy, and which lie near its GPU.
+"""The CPU cores of this process: how many it may use, and which are near its GPU.
 
-What a process may run on is seldom its own: torchrun's processes may all run everywhere, SLURM may
-give cores without binding anything to them, and a container's limit is a share of time that no list
-of cores shows. A loader that starts a thread for each core it sees starts many times too many.
+A process's CPU affinity is seldom its own share: torchrun's processes may all run on every core,
+SLURM may allocate cores without binding processes to them, and a container's limit is a quota of
+time that no affinity shows. A loader with a thread for each core of its affinity has too many.
 """
 
 import math
@@ -23,10 +23,10 @@ NUMA_NODES = Path("/sys/devices/system/node")
 
 
 def granted(info: RankInfo) -> int:
-    """Cores that this process may run on and was given, were it alone among those that may.
+    """Cores that this process may use if no other one shares them.
 
-    Less than it may run on where SLURM counts without binding, and where a control group (a
-    container) has a limit: these are for all processes of the machine.
+    Fewer than its affinity where SLURM allocates without binding, or where a control group (a
+    container) has a quota: both are for all processes of the machine.
     """
     cores = len(os.sched_getaffinity(0))
     given = os.environ.get("SLURM_CPUS_ON_NODE", "")
@@ -39,7 +39,7 @@ def granted(info: RankInfo) -> int:
 
 
 def quota() -> float:
-    """Cores' worth of time that this process's control groups may use; infinite without a limit.
+    """The CPU quota of this process's control groups, in cores; infinite without one.
 
     Reads version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``), up to the root: a container
     may see its own group there and an outer path in its membership.
@@ -64,11 +64,11 @@ def quota() -> float:
 
 
 def share(info: RankInfo, device: torch.device) -> int:
-    """This process's cores, each divided by the processes of the machine that may run on it.
+    """This process's cores, each divided by the ranks of the machine whose affinity contains it.
 
-    Where the launcher binds processes to cores of their own nothing is divided, where all may run
-    everywhere each gets an even share. On a machine of several NUMA nodes the process is bound to
-    the cores beside its GPU, unless that leaves some process with fewer. All ranks must call it.
+    Where the launcher binds ranks to cores of their own nothing is divided; where each may run on
+    all cores they get even shares. On a machine of several NUMA nodes the process is bound to the
+    cores of its GPU's node, unless that leaves some rank with fewer. All ranks must call it.
     """
     allowed = os.sched_getaffinity(0)
     mine = (socket.gethostname(), allowed, near(device, allowed))

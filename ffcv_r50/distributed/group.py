@@ -1,4 +1,4 @@
-"""The process group of a run: started by torchrun, srun or submitit, or a single process."""
+"""The process group of a run started by torchrun, srun or submitit; or a single process."""
 
 import atexit
 import contextlib
@@ -38,7 +38,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
 

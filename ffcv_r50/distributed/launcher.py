@@ -25,7 +25,7 @@ class RankInfo(NamedTuple):
     launcher: str
     """``torchrun``, ``SLURM``, ``submitit`` or ``none``."""
     init_method: str
-    """Where the processes meet: an ``init_method`` of torch.distributed; empty for a single one."""
+    """The rendezvous, as an ``init_method`` of torch.distributed; empty for a single process."""
 
 
 def detect(environment: Mapping[str, str]) -> RankInfo:
@@ -144,7 +144,7 @@ def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
             f"SLURM_LOCALID={local_rank} of {local_size} on this node contradict each other; start "
             "with srun, from a shell without SLURM's variables of another step"
         )
-    # Users' batch scripts often name the meeting point themselves.
+    # Users' batch scripts often choose the rendezvous themselves.
     address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
     if address is None:
         names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")

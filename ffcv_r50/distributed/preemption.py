@@ -1,8 +1,8 @@
-"""Signals become one wish: stop soon, with everything saved.
+"""A signal at any rank requests a stop: all ranks stop after the same step, with a checkpoint.
 
 A scheduler that preempts sends SIGTERM (or what it was asked to send: SLURM's ``--signal=USR2``), a
-person presses Ctrl-C or closes the terminal. Whichever process hears it, the wish travels with the next optimizer step's
-sums to all of them (:meth:`ffcv_r50.training.learner.Learner.step`), so that all stop after the same step.
+user presses Ctrl-C or closes the terminal. Whichever process receives it, the request is summed over
+all ranks with the next optimizer step (:meth:`ffcv_r50.training.learner.Learner.step`).
 """
 
 import os
@@ -18,33 +18,33 @@ import torch.distributed as dist
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
-# A forked child would report its signals as its parent's.
+# A forked child would write its signals into its parent's socket.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class StopSignal:
-    """Listens for signals while it is entered; only in the main thread.
+    """Handles signals while it is entered; only in the main thread.
 
     A second SIGINT ends the process at once, with the exit code 130 that shells expect of it; also
     while the main thread waits for its peers in a collective, where Python's handlers do not run.
     """
 
     asked: signal.Signals | None = None
-    """The first signal that came; None while none did."""
+    """The first signal received; None while there was none."""
 
     def __enter__(self) -> "StopSignal":
         self._process = os.getpid()
-        heard, self._signals = socket.socketpair()
+        received, self._signals = socket.socketpair()
         self._signals.setblocking(False)
         self._counting = threading.Thread(
-            target=_exit_at_second_interrupt, args=(heard,), name="signals", daemon=True
+            target=_exit_at_second_interrupt, args=(received,), name="signals", daemon=True
         )
         self._counting.start()
         self._wakeup_before = signal.set_wakeup_fd(self._signals.fileno())
         self._before: dict[signal.Signals, Any] = {}
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish about SIGHUP
-                self._before[number] = signal.signal(number, self._heard)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup has SIGHUP ignored
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -59,16 +59,16 @@ class StopSignal:
         self._signals.close()
         self._counting.join()
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:  # a forked child inherits the handler, but is not meant
             self.asked = self.asked or signal.Signals(number)
 
 
-def _exit_at_second_interrupt(heard: socket.socket) -> None:
-    """Read the signals that the interpreter writes as they come, until its end is closed."""
+def _exit_at_second_interrupt(received: socket.socket) -> None:
+    """Read the signals that the interpreter writes as they arrive, until its end is closed."""
     interrupts = 0
-    with heard:
-        while numbers := heard.recv(64):
+    with received:
+        while numbers := received.recv(64):
             interrupts += numbers.count(signal.SIGINT)
             if interrupts > 1:
                 os.write(2, b"interrupted again: ended at once; the newest checkpoint is kept\n")
@@ -76,7 +76,7 @@ def _exit_at_second_interrupt(heard: socket.socket) -> None:
 
 
 class StopVote:
-    """Rounds in which all ranks learn whether any of them wishes to stop, one round late.
+    """An all-reduce a round of whether any rank requests a stop; the result comes a round later.
 
     For loops without optimizer steps. A round costs a small message over gloo that nobody waits for
     before the next round.
@@ -90,7 +90,7 @@ class StopVote:
         """Vote in this round, which every rank must hold.
 
         Returns:
-            Whether some rank wished to stop in the round before (alone: in this one).
+            Whether some rank requested a stop in the round before (a single process: in this one).
         """
         if not dist.is_initialized():
             return stop
@@ -100,7 +100,7 @@ class StopVote:
         return before
 
     def close(self) -> bool:
-        """Wait for the last round; returns whether some rank wished to stop in it."""
+        """Wait for the last round; returns whether some rank requested a stop in it."""
         if self._pending is None:
             return False
         self._pending.wait()

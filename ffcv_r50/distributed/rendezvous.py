@@ -1,10 +1,10 @@
-"""Where the processes of a run meet, and over which network interface they talk.
+"""The rendezvous of a run's processes, and the network interface that they use.
 
-torchrun's agents may keep one key-value store when they start a group again (torch 2.15's do by
-default): who meets there finds the addresses of dead processes. Their restart counts are no way to
-tell the starts apart, because only the agent whose process died counts. So the ranks of each start
-first agree on a name, in an exchange that no rank of an earlier start can take part in, and then
-meet under that name.
+torchrun's agents may keep one key-value store when they restart a group (torch 2.15's do by
+default): a rank of the new start would find the addresses of dead processes in it. Restart counts
+do not tell the starts apart, because only the agent whose process died counts. So the ranks of each
+start first agree on a prefix for their keys, by a handshake that no rank of an earlier start can
+complete.
 """
 
 import datetime
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.02
 
 
 def endpoint(info: RankInfo) -> tuple[str, int]:
-    """Address and port where the processes meet."""
+    """Address and port of the rendezvous."""
     if info.init_method == "env://":
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     address, _, port = info.init_method.removeprefix("tcp://").rpartition(":")
@@ -37,13 +37,13 @@ def endpoint(info: RankInfo) -> tuple[str, int]:
 
 
 def create_store(info: RankInfo, timeout_seconds: float) -> Store:
-    """Wait until all ranks of this start are here.
+    """Wait until all ranks of this start have joined.
 
     Returns:
         A store for this start alone.
 
     Raises:
-        RunFault: they are not within ``timeout_seconds``; says who is missing, where that is known.
+        RunFault: not within ``timeout_seconds``; names the ranks that are missing, where known.
     """
     address, port = endpoint(info)
     deadline = time.monotonic() + timeout_seconds
@@ -56,18 +56,18 @@ def create_store(info: RankInfo, timeout_seconds: float) -> Store:
             wait_for_workers=False,
             timeout=datetime.timedelta(seconds=timeout_seconds),
         )
-        name = _gather(store, info.size, deadline) if info.rank == 0 else _join(store, info.rank)
+        prefix = _gather(store, info.size, deadline) if info.rank == 0 else _join(store, info.rank)
     except DistError as error:
         reason = str(error).partition("\n")[0]
     except TimeoutError as error:
         reason = str(error)
     else:
-        return PrefixStore(name, store)
+        return PrefixStore(prefix, store)
     if _agent_serves() and info.size > info.local_size:
         reason += "; if torchrun has restarted, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it"
     raise RunFault(
-        f"rank {info.rank} of {info.size} on {socket.gethostname()} did not meet its peers at "
-        f"{address}:{port} within dist.timeout_seconds={timeout_seconds:g} ({reason})"
+        f"rank {info.rank} of {info.size} on {socket.gethostname()}: the rendezvous at "
+        f"{address}:{port} failed within dist.timeout_seconds={timeout_seconds:g} ({reason})"
     )
 
 
@@ -76,26 +76,26 @@ def _agent_serves() -> bool:
 
 
 def _join(store: Store, rank: int) -> str:
-    """Introduce this rank, by a word that no earlier start can know, until rank 0 answers to it."""
-    word = uuid.uuid4().hex
-    store.set(f"here/{rank}", word)
-    name = store.get(f"name/{word}").decode()
-    store.set(f"{name}/{rank}", "")
-    return name
+    """Publish a token that no earlier start knows; rank 0 answers it with the prefix."""
+    token = uuid.uuid4().hex
+    store.set(f"token/{rank}", token)
+    prefix = store.get(f"prefix/{token}").decode()
+    store.set(f"{prefix}/{rank}", "")  # acknowledged
+    return prefix
 
 
 def _gather(store: Store, size: int, deadline: float) -> str:
-    """Name this start to whoever introduces itself, until every rank has taken the name."""
-    name = uuid.uuid4().hex
+    """Answer every token with this start's prefix, until each rank has acknowledged it."""
+    prefix = uuid.uuid4().hex
     missing = set(range(1, size))
     while True:
         for rank in list(missing):
-            if store.check([f"here/{rank}"]):  # perhaps still an earlier start's word: no harm
-                store.set(f"name/{store.get(f'here/{rank}').decode()}", name)
-            if store.check([f"{name}/{rank}"]):
+            if store.check([f"token/{rank}"]):  # perhaps still an earlier start's: no harm
+                store.set(f"prefix/{store.get(f'token/{rank}').decode()}", prefix)
+            if store.check([f"{prefix}/{rank}"]):
                 missing.remove(rank)
         if not missing:
-            return name
+            return prefix
         if time.monotonic() > deadline:
             raise TimeoutError(f"missing: {', '.join(f'rank {rank}' for rank in sorted(missing))}")
         time.sleep(POLL_SECONDS)
@@ -105,7 +105,7 @@ def _gather(store: Store, size: int, deadline: float) -> str:
 
 
 def choose_interface(info: RankInfo) -> None:
-    """Have gloo talk over the interface that leads to the meeting point.
+    """Have gloo use the network interface that leads to the rendezvous.
 
     By itself it takes the one that the host's own name resolves to, which on many systems is the
     loopback (127.0.1.1), where no other node can reach it.

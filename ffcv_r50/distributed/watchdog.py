@@ -55,16 +55,16 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self._world.size > 1:
             exchange = Exchange(self._connect(), self._world.rank, self._world.size, self._timeout)
-            watching = threading.Thread(
+            exchanging = threading.Thread(
                 target=self._run, args=(exchange,), name="watchdog", daemon=True
             )
-            guard = threading.Thread(
+            deadline = threading.Thread(
                 target=self._end_if_blocked,
-                args=(watching, exchange.dead_seconds + INTERVAL),
-                name="watchdog guard",
+                args=(exchanging, exchange.dead_seconds + INTERVAL),
+                name="watchdog deadline",
                 daemon=True,
             )
-            self._exchange, self._threads = exchange, [watching, guard]
+            self._exchange, self._threads = exchange, [exchanging, deadline]
             for thread in self._threads:
                 thread.start()
         return self
@@ -143,13 +143,13 @@ class Watchdog:
             if self._over.wait(INTERVAL):
                 return
 
-    def _end_if_blocked(self, watching: threading.Thread, seconds: float) -> None:
+    def _end_if_blocked(self, exchanging: threading.Thread, seconds: float) -> None:
         """End this process when rank 0, which serves the store, no longer answers.
 
         Counts its own rounds, so that a process that was stopped for a while blames nobody for it.
         """
         silent = 0.0
-        while not self._over.wait(INTERVAL) and watching.is_alive():
+        while not self._over.wait(INTERVAL) and exchanging.is_alive():
             silent = 0.0 if self._answered.is_set() else silent + INTERVAL
             self._answered.clear()
             if silent > seconds:
@@ -166,7 +166,7 @@ class Watchdog:
             os._exit(fault.code)
 
     def _announce(self, fault: Fault) -> None:
-        # Rank 0 speaks for all; when it cannot any more, each of the others does.
+        # Rank 0 prints for all; where it no longer can, each of the others does.
         if self._world.is_main or (fault.rank == 0 and fault.state == "lost"):
             with contextlib.suppress(OSError):
                 print(f"error: {fault}", file=sys.stderr, flush=True)

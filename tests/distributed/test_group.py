@@ -1,4 +1,4 @@
-"""The process group: who meets whom, on which cores, and errors that all ranks share."""
+"""The process group: its start and end, its cores, and errors that all ranks share."""
 
 import datetime
 import os
@@ -211,7 +211,9 @@ def test_peers_that_do_not_come_end_the_wait(
         free = str(probe.getsockname()[1])
     for name, value in (TORCHRUN | {"WORLD_SIZE": "2", "MASTER_PORT": free}).items():
         monkeypatch.setenv(name, value)
-    expected = "rank 0 of 2 on .* did not meet its peers at 127.0.0.1:.*timeout_seconds=1"
+    expected = (
+        "rank 0 of 2 on .*: the rendezvous at 127.0.0.1:.* failed within dist.timeout_seconds=1"
+    )
     with pytest.raises(RunFault, match=expected), distributed.world(1):
         pass
     monkeypatch.setenv("RANK", "1")
@@ -238,7 +240,7 @@ for i, cores in enumerate(eval(sys.argv[1])):  # one group after the other, to s
 """
 
 
-def test_a_slurm_step_meets_shares_its_cores_and_describes_itself() -> None:
+def test_a_slurm_step_forms_a_group_shares_its_cores_and_describes_itself() -> None:
     shared, bound, crowded = [{*range(8)}] * 2, [{0, 1, 2}, {4, 5}], [{0}, {0}]
     environment = {
         "PATH": os.environ["PATH"],

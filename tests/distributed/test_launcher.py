@@ -75,7 +75,7 @@ def test_every_task_of_uneven_nodes() -> None:
     assert sizes == [3] * 6 + [1]
 
 
-def test_the_users_own_meeting_point_is_taken() -> None:
+def test_the_users_own_rendezvous_is_taken() -> None:
     info = launcher.detect(STEP | {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234"})
     assert info.init_method == "tcp://10.0.0.7:1234"
 

@@ -45,7 +45,7 @@ def test_a_signal_at_one_rank_stops_all_and_nothing_is_lost(
     assert ranks.status(tmp_path)["exit_code"] == STOPPED_AS_ASKED
     continued = ranks.run(arguments, tmp_path)
     assert continued.codes == [FINISHED] * 2, continued.outputs
-    # The wish was heard before step 4, travelled with step 5 and was known after step 6.
+    # Received before step 4, summed with step 5, known after step 6.
     assert "continuing after epoch 1 of 3 and 3 of 4 steps" in continued.outputs[0]
     assert ranks.status(tmp_path)["state"] == "finished"
     ranks.assert_same_run(undisturbed, tmp_path)
@@ -114,7 +114,7 @@ def test_torchrun_does_not_restart_a_stop(dataset: Dataset, tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------ one process
 
 
-def test_each_signal_is_heard_and_handlers_are_given_back() -> None:
+def test_each_signal_is_handled_and_earlier_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     for number in SIGNALS:
         with StopSignal() as stop:
@@ -135,7 +135,7 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def hear(numbers: tuple[signal.Signals, ...]) -> None:
+def receive(numbers: tuple[signal.Signals, ...]) -> None:
     with StopSignal():
         for number in numbers:
             ranks.signal_self(number)
@@ -170,7 +170,7 @@ def exit_code(work: Any) -> int | None:
     ],
 )
 def test_a_second_interrupt_exits_at_once(numbers: tuple[signal.Signals, ...], code: int) -> None:
-    assert exit_code(functools.partial(hear, numbers)) == code
+    assert exit_code(functools.partial(receive, numbers)) == code
 
 
 def wait_where_no_handler_runs() -> None:

@@ -1,4 +1,4 @@
-"""The ranks of each start meet each other and nobody of an earlier one."""
+"""The rendezvous joins the ranks of each start, and none of an earlier one."""
 
 import os
 import re
@@ -28,19 +28,19 @@ def ranks(size: int) -> list[RankInfo]:
     return [RankInfo(rank, size, rank, size, "torchrun", "env://") for rank in range(size)]
 
 
-def start(infos: list[RankInfo], key: str) -> list[str]:
-    """All meet, and rank 0 leaves a word for the others; returns what each found."""
+def start(infos: list[RankInfo], value: str) -> list[str]:
+    """All ranks join, and rank 0 sets a key for the others; returns what each read."""
     size = len(infos)
     together = threading.Barrier(size)
 
     def one(info: RankInfo) -> str:
         store = rendezvous.create_store(info, 10)
         if info.rank == 0:
-            assert not store.check(["word"]), "the store of an earlier start"
-            store.set("word", key)
-        word = store.get("word").decode()
+            assert not store.check(["key"]), "the store of an earlier start"
+            store.set("key", value)
+        found = store.get("key").decode()
         together.wait(10)  # rank 0 may be the one that serves the store
-        return word
+        return found
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(one, infos))
@@ -52,10 +52,10 @@ def test_each_start_has_a_store_of_its_own(agent: TCPStore) -> None:
 
 
 def test_a_start_that_broke_off_does_not_disturb_the_next(agent: TCPStore) -> None:
-    # Rank 1 came and died, or came and took the name of a rank 0 that died.
-    agent.set("here/1", "the word of a dead one")
+    # Rank 1 joined and died, or took the prefix of a rank 0 that died.
+    agent.set("token/1", "of a dead process")
     assert start(ranks(2), "whole") == ["whole"] * 2
-    with pytest.raises(RunFault, match=r"rank 1 of 2 on .* did not meet its peers"):
+    with pytest.raises(RunFault, match=r"rank 1 of 2 on .*: the rendezvous at .* failed"):
         rendezvous.create_store(ranks(2)[1], 0.5)
     assert start(ranks(2), "whole again") == ["whole again"] * 2
 
@@ -96,7 +96,7 @@ def test_a_store_that_may_be_an_earlier_ones_is_named_as_the_cause(
         ("eth7", None, 2, None),  # all on one machine
     ],
 )
-def test_gloo_talks_where_the_meeting_point_is(
+def test_gloo_uses_the_interface_that_leads_to_the_rendezvous(
     monkeypatch: pytest.MonkeyPatch,
     leads: str,
     given: str | None,

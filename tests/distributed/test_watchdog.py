@@ -63,7 +63,7 @@ def hang_when_told_of_a_fault() -> None:
         record(self, state, code, reason)
 
     RunFolder.set_status = hanging  # type: ignore[method-assign]
-    ranks.at_step(4, signal.SIGKILL, rank=1)()
+    ranks.at_step(4, signal.SIGSTOP, rank=1)()
 
 
 def test_a_file_system_that_hangs_does_not_keep_rank_0(dataset: Dataset, tmp_path: Path) -> None:

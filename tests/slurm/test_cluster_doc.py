@@ -83,7 +83,7 @@ def test_the_files_it_installs_from_are_there() -> None:
     [
         ("srun started torchrun", "ffcv_r50/distributed/launcher.py"),
         ("but SLURM started this process as", "ffcv_r50/distributed/launcher.py"),
-        ("did not meet its peers", "ffcv_r50/distributed/rendezvous.py"),
+        ("the rendezvous at", "ffcv_r50/distributed/rendezvous.py"),
         ("SLURM allocated", "ffcv_r50/distributed/group.py"),
     ],
 )
