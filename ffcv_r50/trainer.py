@@ -15,7 +15,7 @@ from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED, Stoppe
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import Console, duration
 from ffcv_r50.models import sizes
-from ffcv_r50.run import checkpoint, run_folder, staging
+from ffcv_r50.run import checkpoint, compatibility, run_folder, staging, versions
 from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator, ratio
 from ffcv_r50.training import loaders
 from ffcv_r50.training.evaluation import Metrics, evaluate
@@ -301,7 +301,8 @@ class Run:
                 "batch_size": self.config.training.batch_size,
                 "learner": self.learner.state_dict(),
                 "config": self.config.to_yaml(),
-                "versions": run_folder.versions(),
+                "datasets": compatibility.identities(self.train_set, self.val_set),
+                "versions": versions.current(),
             },
             copies=copies or [],
         )
@@ -355,7 +356,7 @@ class Run:
         Raises:
             UserError: it belongs to other settings, or cannot be read, or nothing is left to do.
         """
-        config, source = self.config, self.config.resume.source
+        config, source, where = self.config, self.config.resume.source, str(folder.path)
         named = source not in ("auto", "none")
         if source == "none" and not self.world.restarted:
             folder.put_aside()
@@ -372,13 +373,17 @@ class Run:
                 f"{folder.put_aside()}"
             )
         if found is None and named:
-            found = checkpoint.load_state(Path(source))
-            run_folder.differing(source, found["config"], config)
+            found, where = checkpoint.load_state(Path(source)), source
+            compatibility.changed_settings(source, found["config"], config)
             if found["progress"]["epoch"] >= config.training.epochs:
                 raise UserError(
                     f"--resume={source}: all {config.training.epochs} epochs of that run are done; "
                     "ask for more with --training.epochs, a schedule for them, and --resume.allow"
                 )
+        if found:
+            datasets = compatibility.identities(self.train_set, self.val_set)
+            for note in compatibility.notes(where, found, config, datasets):
+                self.console.say(f"note: {note}")
         return found
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -393,6 +398,12 @@ class Run:
         progress.step = int(progress.step * scale)
         progress.skipped = int(progress.skipped * scale)
         progress.loss_sum *= scale
+        if progress.step > self.steps:  # where resume.allow lets the dataset differ
+            raise UserError(
+                f"data.train_dataset={self.config.data.train_dataset}: has {self.steps:,} steps an epoch, "
+                f"the saved state is from after step {progress.step:,} of one; continue with the dataset "
+                "of before to the end of that epoch"
+            )
 
     def _roll_back(self, error: NotFinite) -> None:
         """Go back to the newest checkpoint and go on behind the step that was not finite.
