@@ -1,6 +1,6 @@
 """Whether this start may continue a saved run: with which settings, on which datasets."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
@@ -71,7 +71,7 @@ def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     """What a YAML text sets, and defaults for the rest; without what may always differ."""
     known = reader.declared(cls)
     try:
-        flat = _flat(yaml.safe_load(text), known)
+        flat = _flat(yaml.safe_load(text), {*known, *MOVED})
     except (yaml.YAMLError, AttributeError) as error:
         raise UserError(
             f"{where}: its saved configuration is damaged; restore it, or choose another folder"
@@ -87,7 +87,9 @@ def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     for key, value in saved.items():
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = value
-    given = reader.from_text(cls, yaml.safe_dump(tree), f"{where}: saved configuration")
+    given = reader.from_text(
+        cls, yaml.safe_dump(tree, sort_keys=False), f"{where}: saved configuration"
+    )
     return {
         key: given[key].value if key in given else setting.default
         for key, setting in known.items()
@@ -95,7 +97,7 @@ def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     }
 
 
-def _flat(tree: dict[str, Any], known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: dict[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; a table that is the value of one setting stays whole."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():

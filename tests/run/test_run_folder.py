@@ -106,6 +106,7 @@ def test_each_start_is_recorded(tmp_path: Path) -> None:
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(starts) == 2
     assert starts[1]["versions"] == versions.current()
+    assert starts[1]["format"] == versions.FORMAT
 
 
 def full(path: Path) -> None:

@@ -1,12 +1,14 @@
 """Runs outlive versions: formats, settings that came, moved and went, libraries that changed."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import ffcv_r50
 from ffcv_r50.config import reader, settings
@@ -56,8 +58,14 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path: Path, read: Any) ->
     assert str(refused.value) == expected
 
 
-def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
     folder = RunFolder(str(tmp_path))
+    yield folder
+    folder.release()
+
+
+def test_a_folder_of_a_newer_format_is_refused(folder: RunFolder, tmp_path: Path) -> None:
     config = configuration()
     folder.begin(config, world_size=1)
     assert folder.changes(config) == []
@@ -69,7 +77,6 @@ def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
         folder.changes(config)
     folder.put_aside()  # what --resume=none does: nothing of the newer version is continued
     assert folder.changes(config) == []
-    folder.release()
 
 
 def test_a_state_of_any_older_format_is_upgraded(tmp_path: Path) -> None:
@@ -142,10 +149,16 @@ def test_an_unknown_one_of_those_that_may_differ_is_no_matter() -> None:
     assert compatibility.changed_settings("run", saved, configuration()) == []
 
 
-def test_a_setting_that_moved_is_the_same_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = configuration("training.momentum=0.8").to_yaml()
-    saved = saved.replace("momentum: 0.8", "inertia: 0.8")
-    monkeypatch.setattr(compatibility, "MOVED", {"training.inertia": "training.momentum"})
+@pytest.mark.parametrize("old", ["training.inertia", "physics.inertia"])
+def test_a_setting_that_moved_is_the_same_setting(
+    monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    """Also out of a section that is no more."""
+    tree = yaml.safe_load(configuration("training.momentum=0.8").to_yaml())
+    section, _, name = old.partition(".")
+    tree.setdefault(section, {})[name] = tree["training"].pop("momentum")
+    saved = yaml.safe_dump(tree)
+    monkeypatch.setattr(compatibility, "MOVED", {old: "training.momentum"})
     now = configuration("training.momentum=0.8")
     assert compatibility.changed_settings("run", saved, now) == []
     with pytest.raises(UserError, match=r"training\.momentum \(0\.8 -> 0\.9\)"):
