@@ -17,9 +17,9 @@ from ffcv_r50.logs.jsonl import JsonLines
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
 from ffcv_r50.logs.sinks import Sink, Sinks
-from ffcv_r50.run import checkpoint, run_folder
+from ffcv_r50.run import checkpoint
 from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator, ratio
-from ffcv_r50.run.storage import FolderStorage, Storage, open_storage
+from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
 from ffcv_r50.training.precision import Precision
@@ -123,7 +123,11 @@ class Run:
         self.progress = Progress()
         self.row: EpochRow | None = None
         with distributed.errors_on_all_ranks():
-            self.storage = open_storage(config, world.is_main, console.say, console.warn)
+            self.storage = (
+                FolderStorage(config, self.train_set, self.val_set, console.say, console.warn)
+                if world.is_main
+                else Storage()
+            )
         self.sinks = Sinks(_sinks(config, self.storage, console), console.warn)
 
     # ------------------------------------------------------------------------------ the whole run
@@ -306,8 +310,6 @@ class Run:
                 "progress": asdict(self.progress),
                 "batch_size": self.config.training.batch_size,
                 "learner": self.train_step.state_dict(),
-                "config": self.config.to_yaml(),
-                "versions": run_folder.versions(),
             },
             copies,
         )
@@ -327,7 +329,7 @@ class Run:
         """Take over the state that the folder, or ``resume.source``, holds; then write to it."""
         state: dict[str, Any] = {}
         with distributed.errors_on_all_ranks():
-            state = self.storage.find(self.config, restarted=self.world.restarted)
+            state = self.storage.find(restarted=self.world.restarted)
         state = distributed.broadcast_object(state)
         if state:
             self._load(state)
@@ -351,6 +353,12 @@ class Run:
         progress.step = int(progress.step * scale)
         progress.skipped = int(progress.skipped * scale)
         progress.loss_sum *= scale
+        if progress.step > self.steps:  # where resume.allow lets the dataset differ
+            raise UserError(
+                f"data.train_dataset={self.config.data.train_dataset}: has {self.steps:,} steps an "
+                f"epoch, the saved state is from after step {progress.step:,} of one; continue with "
+                "the dataset of before to the end of that epoch"
+            )
 
     def _roll_back(self, error: NotFinite) -> None:
         """Go back to the newest checkpoint and go on behind the step that was not finite.

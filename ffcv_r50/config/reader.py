@@ -324,14 +324,23 @@ def from_file(cls: type, path: str, foreign: Mapping[str, str] | None = None) ->
     """
     try:
         with open(path, encoding="utf-8") as file:
-            root = yaml.compose(file, Loader=_Loader)
+            text = file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+    return from_text(cls, text, path, foreign)
+
+
+def from_text(
+    cls: type, text: str, path: str, foreign: Mapping[str, str] | None = None
+) -> dict[str, Given]:
+    """The settings in the text of a YAML file; see :func:`from_file`."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {_problem(error)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML text file") from error
     known = declared(cls)

@@ -2,7 +2,8 @@
 
 A checkpoint is what ``torch.save`` writes: a zip archive with a CRC-32 for each member, which is
 checked before anything is believed. It holds tensors and plain Python values only and is read with
-``weights_only=True``: loading one executes nothing.
+``weights_only=True``: loading one executes nothing. It carries the number of its format, see
+:mod:`ffcv_r50.run.versions`.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import torch
 
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.files import atomic_write
+from ffcv_r50.run import versions
 
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
@@ -47,7 +49,7 @@ def write(folder: Path, state: dict[str, Any], *, copies: Sequence[str] = ()) ->
     """
     last = folder / LAST
     with atomic_write(last) as file:
-        _torch_save(state, file)
+        _torch_save({"format": versions.FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
         # Before the state itself: it says that they are there, so a kill must not come between.
@@ -204,11 +206,12 @@ class _HostCopy:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read and verify one checkpoint, onto the CPU.
+    """Read and verify one checkpoint, onto the CPU, as this version would have written it.
 
     Raises:
         DamagedCheckpoint: it is not whole.
         OSError: it cannot be read.
+        UserError: a later version wrote it, in a format that this one does not know.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -222,7 +225,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile and torch raise many kinds on damaged input
         reason = str(error).partition("\n")[0][:100]
         raise DamagedCheckpoint(f"{path}: not a whole checkpoint ({reason})") from error
-    return state
+    return versions.upgraded(str(path), state) if isinstance(state, dict) else state
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -235,7 +238,8 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         file that was passed over.
 
     Raises:
-        UserError: there are checkpoints, but every one is damaged, or one cannot be read.
+        UserError: there are checkpoints, but every one is damaged, or one cannot be read, or comes
+            from a later version.
     """
     warnings: list[str] = []
     for name in (LAST, PREVIOUS):

@@ -3,7 +3,7 @@
 ::
 
     config.yaml         every setting, resolved; alone it starts the same run
-    environment.json    versions, devices and the command line, of each start
+    environment.json    format, versions, devices and the command line, of each start
     log.jsonl           one line an epoch
     status.json         running, finished, stopped or lost (the same command continues), or failed
     checkpoints/        last.pt, previous.pt, best.pt: the state of the run
@@ -15,53 +15,22 @@ import fcntl
 import itertools
 import json
 import os
-import platform
 import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numba
-import numpy
 import torch
-import torchvision
-import yaml
 
-import ffcv_r50
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
 from ffcv_r50.logs import jsonl
+from ffcv_r50.run import compatibility, versions
 
 STATUS = "status.json"
 LOCK_SECONDS = 5.0
-
-# What may differ between two starts of one run: where things lie and how fast they are read.
-MAY_DIFFER = (
-    "data.train_dataset",
-    "data.val_dataset",
-    "data.num_workers",
-    "data.stage_dir",
-    "logging.",
-    "dist.",
-    "checkpoint.",
-    "resume.",
-)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that shapes a result."""
-    return {
-        "ffcv_r50": ffcv_r50.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
-        "torchvision": str(torchvision.__version__),
-        "numpy": numpy.__version__,
-        "numba": numba.__version__,
-        "cuda": torch.version.cuda or "",
-        "cudnn": str(torch.backends.cudnn.version() or ""),
-    }
 
 
 class RunFolder:
@@ -123,18 +92,21 @@ class RunFolder:
         """What differs from the saved configuration, as ``resume.allow`` permits.
 
         Raises:
-            UserError: something else differs, named; or what was saved cannot be read.
+            UserError: something else differs, named; or what was saved cannot be read, or comes from
+                a later version.
         """
         saved = self.path / "config.yaml"
         if not saved.exists():
             return []
+        last = self._last_start()
+        versions.check_format(str(self.path), last.get("format", 0), last.get("versions", {}))
         try:
             text = saved.read_text()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{saved}: cannot be read ({error}); restore it or remove it"
             ) from error
-        return differing(str(self.path), text, config)
+        return compatibility.changed_settings(str(self.path), text, config)
 
     def begin(self, config: Config, world_size: int) -> None:
         """Write the configuration, append this start to the environment file: the run is under way.
@@ -160,6 +132,14 @@ class RunFolder:
             ) from error
         self.set_status("running")
 
+    def _last_start(self) -> dict[str, Any]:
+        """What :meth:`begin` recorded last; empty where that cannot be read."""
+        try:
+            start: dict[str, Any] = json.loads((self.path / "environment.json").read_text())[-1]
+        except (OSError, ValueError, LookupError):
+            return {}
+        return start
+
     def _append_start(self, world_size: int) -> None:
         environment = self.path / "environment.json"
         starts = []
@@ -175,7 +155,8 @@ class RunFolder:
                 "host": socket.gethostname(),
                 "world_size": world_size,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-                "versions": versions(),
+                "format": versions.FORMAT,
+                "versions": versions.current(),
             }
         )
         with atomic_write(environment) as file:
@@ -245,39 +226,6 @@ class RunFolder:
         return aside
 
 
-def differing(where: str, saved: str, config: Config) -> list[str]:
-    """What differs from a saved configuration, as ``resume.allow`` permits.
-
-    Args:
-        where: the saved run, for the message.
-        saved: its configuration as YAML.
-        config: of this start.
-
-    Raises:
-        UserError: something else differs; names it.
-    """
-    try:
-        before = _flat(yaml.safe_load(saved))
-    except (yaml.YAMLError, AttributeError) as error:
-        raise UserError(
-            f"{where}: its saved configuration is damaged; restore it, or choose another folder"
-        ) from error
-    now = _flat(yaml.safe_load(config.to_yaml()))
-    allowed = config.resume.allow.split(",")
-    changes = {
-        key: f"{key} ({before.get(key)} -> {now.get(key)})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)
-    }
-    if refused := [text for key, text in changes.items() if key not in allowed]:
-        raise UserError(
-            f"{where}: holds a run with other settings: {', '.join(refused)}; give the same "
-            "settings to continue it, name in --resume.allow what may differ, or choose another "
-            "logging.folder"
-        )
-    return list(changes.values())
-
-
 def _launch() -> str:
     """One call of torchrun: the same for what it starts again, in the same size."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -287,15 +235,3 @@ def _launch() -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; a schedule's row stays whole."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and not name.startswith("schedule."):
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat

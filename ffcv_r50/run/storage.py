@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ffcv_r50.config.settings import Config
+from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs import jsonl
-from ffcv_r50.run import checkpoint, run_folder
+from ffcv_r50.run import checkpoint, compatibility, run_folder, versions
 
 State = dict[str, Any]
 """Of a run, see :mod:`ffcv_r50.run.checkpoint`; empty where there is none."""
@@ -22,15 +23,15 @@ Say = Callable[[str], None]
 class Storage:
     """Of a rank other than 0: nothing is written and nothing found."""
 
-    def find(self, config: Config, *, restarted: bool) -> State:
+    def find(self, *, restarted: bool) -> State:
         """The state to continue from.
 
         Args:
-            config: of this start.
             restarted: whether torchrun started this run again by itself.
 
         Raises:
-            UserError: it belongs to other settings, or cannot be read, or nothing is left to do.
+            UserError: it belongs to other settings or datasets, or cannot be read, or nothing is
+                left to do.
         """
         return {}
 
@@ -38,7 +39,12 @@ class Storage:
         """The run is under way: from here on the folder is written to."""
 
     def save(self, state: State, copies: Sequence[str] = ()) -> None:
-        """Have the state written while training goes on, under further names too."""
+        """Have the state written while training goes on, under further names too.
+
+        Args:
+            state: of the training; settings, datasets and versions are added to it.
+            copies: the further names.
+        """
 
     def finish_saving(self) -> bool:
         """Wait for what was given to :meth:`save`; returns whether it is written."""
@@ -71,23 +77,28 @@ class FolderStorage(run_folder.RunFolder, Storage):
 
     Args:
         config: of this start.
+        train_set, val_set: of this start.
         say, warn: are given lines for the user.
 
     Raises:
         UserError: the folder cannot be made or written, or a live run holds it.
     """
 
-    def __init__(self, config: Config, say: Say, warn: Say) -> None:
+    def __init__(
+        self, config: Config, train_set: Beton, val_set: Beton, say: Say, warn: Say
+    ) -> None:
         super().__init__(config.logging.folder)
+        self._config = config
+        self._datasets = compatibility.identities(train_set, val_set)
         self._say = say
         self._warn = warn
         self._saver = checkpoint.Saver(
             self.checkpoints, 60 * config.checkpoint.give_up_minutes, warn
         )
 
-    def find(self, config: Config, *, restarted: bool) -> State:
+    def find(self, *, restarted: bool) -> State:
         """See :meth:`Storage.find`."""
-        source = config.resume.source
+        config, source, where = self._config, self._config.resume.source, str(self.path)
         named = source not in ("auto", "none")
         if source == "none" and not restarted:
             self.put_aside()
@@ -104,18 +115,26 @@ class FolderStorage(run_folder.RunFolder, Storage):
                 f"{self.put_aside()}"
             )
         if found is None and named:
-            found = checkpoint.load_state(Path(source))
-            run_folder.differing(source, found["config"], config)
+            found, where = checkpoint.load_state(Path(source)), source
+            compatibility.changed_settings(source, found["config"], config)
             if found["progress"]["epoch"] >= config.training.epochs:
                 raise UserError(
                     f"--resume={source}: all {config.training.epochs} epochs of that run are done; "
                     "ask for more with --training.epochs, a schedule for them, and --resume.allow"
                 )
+        if found:
+            for note in compatibility.notes(where, found, config, self._datasets):
+                self._say(f"note: {note}")
         return found or {}
 
     def save(self, state: State, copies: Sequence[str] = ()) -> None:
         """See :meth:`Storage.save`."""
-        self._saver.save(state, copies=copies)
+        origin = {
+            "config": self._config.to_yaml(),
+            "datasets": self._datasets,
+            "versions": versions.current(),
+        }
+        self._saver.save(state | origin, copies=copies)
 
     def finish_saving(self) -> bool:
         """See :meth:`Storage.finish_saving`."""
@@ -135,12 +154,3 @@ class FolderStorage(run_folder.RunFolder, Storage):
         """See :meth:`Storage.last_row`."""
         rows = jsonl.read(self.log)
         return rows[-1] if rows else {}
-
-
-def open_storage(config: Config, is_main: bool, say: Say, warn: Say) -> Storage:
-    """The storage of this rank.
-
-    Raises:
-        UserError: see :class:`FolderStorage`.
-    """
-    return FolderStorage(config, say, warn) if is_main else Storage()

@@ -12,7 +12,7 @@ from ffcv_r50.config import settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs import jsonl
-from ffcv_r50.run import run_folder
+from ffcv_r50.run import run_folder, versions
 from ffcv_r50.run.run_folder import RunFolder
 from tests.conftest import RECIPE
 
@@ -105,7 +105,8 @@ def test_each_start_is_recorded(tmp_path: Path) -> None:
     begin(tmp_path)
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(starts) == 2
-    assert starts[1]["versions"] == run_folder.versions()
+    assert starts[1]["versions"] == versions.current()
+    assert starts[1]["format"] == versions.FORMAT
 
 
 def full(path: Path) -> None:

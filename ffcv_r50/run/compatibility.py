@@ -1,0 +1,161 @@
+"""Whether this start may continue a saved run: with which settings, on which datasets."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import yaml
+
+import ffcv_r50
+from ffcv_r50.config import reader
+from ffcv_r50.config.settings import Config
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.errors import UserError
+from ffcv_r50.run import versions
+
+# What may differ between two starts of one run: where things lie and how fast they are read.
+MAY_DIFFER = (
+    "data.train_dataset",
+    "data.val_dataset",
+    "data.num_workers",
+    "data.stage_dir",
+    "logging.",
+    "dist.",
+    "checkpoint.",
+    "resume.",
+)
+
+MOVED: Mapping[str, str] = {}
+"""Settings that have another key since: old -> new."""
+
+Identities = dict[str, dict[str, Any]]
+"""For each setting that names a dataset, the fields of its :class:`~ffcv_r50.data.beton.Identity`."""
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def changed_settings(where: str, saved: str, config: Config) -> list[str]:
+    """What differs from saved settings, as ``resume.allow`` permits.
+
+    A setting that is new since then counts as saved with its default.
+
+    Args:
+        where: the saved run, for the message.
+        saved: its settings as YAML.
+        config: of this start.
+
+    Raises:
+        UserError: something else differs, named; or a saved setting is not one of this version's,
+            which ``resume.allow`` cannot permit: nobody knows what it would do.
+    """
+    before, now = (
+        _settings(where, saved, type(config)),
+        _settings("", config.to_yaml(), type(config)),
+    )
+    changes = {
+        key: f"{key} ({_shown(before[key])} -> {_shown(now[key])})"
+        for key in sorted(now)
+        if before[key] != now[key]
+    }
+    allowed = config.resume.allow.split(",")
+    if refused := [text for key, text in changes.items() if key not in allowed]:
+        raise UserError(
+            f"{where}: holds a run with other settings: {', '.join(refused)}; give the same "
+            "settings to continue it, name in --resume.allow what may differ, or choose another "
+            "logging.folder"
+        )
+    return list(changes.values())
+
+
+def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
+    """What a YAML text sets, and defaults for the rest; without what may always differ."""
+    known = reader.declared(cls)
+    try:
+        flat = _flat(yaml.safe_load(text), {*known, *MOVED})
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(
+            f"{where}: its saved configuration is damaged; restore it, or choose another folder"
+        ) from error
+    saved = {MOVED.get(key, key): value for key, value in flat.items()}
+    saved = {key: value for key, value in saved.items() if not key.startswith(MAY_DIFFER)}
+    if unknown := sorted(saved.keys() - known.keys()):
+        raise UserError(
+            f"{where}: was saved with {', '.join(unknown)}, which ffcv_r50 {ffcv_r50.__version__} does "
+            "not have; continue it with the version that saved it, or choose another logging.folder"
+        )
+    tree: dict[str, Any] = {}
+    for key, value in saved.items():
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    given = reader.from_text(
+        cls, yaml.safe_dump(tree, sort_keys=False), f"{where}: saved configuration"
+    )
+    return {
+        key: given[key].value if key in given else setting.default
+        for key, setting in known.items()
+        if not key.startswith(MAY_DIFFER)
+    }
+
+
+def _flat(tree: dict[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; a table that is the value of one setting stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and any(other.startswith(f"{key}.") for other in known):
+            flat |= _flat(value, known, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _shown(value: Any) -> Any:
+    value = value.to_yaml() if hasattr(value, "to_yaml") else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+# ---------------------------------------------------------------------------------------- datasets
+
+
+def identities(train_set: Beton, val_set: Beton) -> Identities:
+    """What a state says of the datasets that it comes from."""
+    return {
+        "data.train_dataset": train_set.identity._asdict(),
+        "data.val_dataset": val_set.identity._asdict(),
+    }
+
+
+def notes(where: str, state: versions.State, config: Config, datasets: Identities) -> list[str]:
+    """What to tell the user about continuing from a state: other datasets, other versions.
+
+    Args:
+        where: the state, for the message.
+        state: of a run, as :func:`~ffcv_r50.run.checkpoint.load` returns it.
+        config: of this start.
+        datasets: what :func:`identities` gives for them.
+
+    Raises:
+        UserError: a dataset is another one than the state comes from, and ``resume.allow`` does not
+            permit it.
+    """
+    lines = []
+    for key, before in state["datasets"].items():
+        if before == datasets[key]:
+            continue
+        now, path = datasets[key], getattr(config.data, key.rpartition(".")[2])
+        counts = [
+            f"{name} {before[name]:,} -> {now[name]:,}"
+            for name in ("samples", "classes")
+            if before[name] != now[name]
+        ]
+        difference = ", ".join(counts) or "other content"
+        if key not in config.resume.allow.split(","):
+            raise UserError(
+                f"{key}={path}: is not the dataset of the run in {where} ({difference}); give that "
+                f"one to continue, permit this one by --resume.allow={key}, or choose another "
+                "logging.folder"
+            )
+        lines.append(f"{key} ({difference}), as resume.allow permits")
+    if changed := versions.changed(state["versions"]):
+        lines.append(changed)
+    return lines
