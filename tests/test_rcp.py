@@ -121,9 +121,13 @@ def test_the_demo_is_for_two_processes() -> None:
 def check_readable_alone(path: Path) -> None:
     """What a recipe must be, ours or an added one."""
     text = path.read_text()
-    assert text.startswith("# "), f"{path.name}: begin with a comment: what is trained, and its result"
+    assert text.startswith("# "), (
+        f"{path.name}: begin with a comment: what is trained, and its result"
+    )
     assert f"--config rcp/{path.name}" in text, f"{path.name}: its header lacks its own command"
-    assert "# Published: " not in text or "\n# By: " in text, f"{path.name}: published by whom, where?"
+    assert "# Published: " not in text or "\n# By: " in text, (
+        f"{path.name}: published by whom, where?"
+    )
     assert max(map(len, text.splitlines())) <= 100
     written = yaml.safe_load(text)
     assert {"model", "training", "schedule", "validation"} <= set(written)
