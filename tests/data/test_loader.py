@@ -458,6 +458,7 @@ def _compiled(process: "subprocess.Popen[str]") -> int:
     return int(output)
 
 
+@pytest.mark.slow
 def test_the_second_start_compiles_nothing_again_and_first_starts_may_be_many(
     small_dataset: Beton, tmp_path: Path
 ) -> None:
@@ -509,6 +510,7 @@ print(lines, memory, rss() - before)
 """
 
 
+@pytest.mark.slow
 def test_opening_imagenet_loops_over_no_samples_and_takes_300_mb(
     tmp_path: Path, make_image: Make, encode: Make, write_beton: Make
 ) -> None:
