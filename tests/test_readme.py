@@ -71,6 +71,7 @@ def run(command: str, tmp_path: Path, timeout: float) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_recipe_is_printed(tmp_path: Path) -> None:
     output = run(
         "python -m ffcv_r50.tools.show_recipe rcp/rn50_88ep.yaml --world-size 8", tmp_path, 120

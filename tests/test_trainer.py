@@ -158,6 +158,7 @@ def test_killed_and_continued_equals_never_stopping(
     ranks.assert_same_run(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(
     finished: Path, dataset: Dataset, launch: Launch
 ) -> None:

@@ -319,8 +319,11 @@ def test_any_error_of_a_thread_arrives_at_once(
         return len(samples), jpeg.GOOD
 
     monkeypatch.setattr(loader, "decode_samples", fails_once)
-    with pytest.raises(OSError, match="the disk is gone"):
-        copies(train(small_dataset, num_workers=2).epoch(0, 32))
+    with (
+        pytest.raises(OSError, match="the disk is gone"),
+        train(small_dataset, num_workers=2).epoch(0, 32) as epoch,
+    ):
+        copies(epoch)
 
 
 def test_threads_that_vanish_are_no_reason_to_wait(

@@ -120,6 +120,7 @@ def test_the_header_of_a_file_that_an_editor_marked_as_utf8(
     assert capsys.readouterr().out.startswith("ResNet-18 on ImageNet, 16 epochs.\n")
 
 
+@pytest.mark.slow
 def test_the_program(tmp_path: Path) -> None:
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", "ffcv_r50.tools.show_recipe", *argv]
