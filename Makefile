@@ -1,5 +1,5 @@
 # make demo    from a bundled dataset to a trained classifier and its exact top-1
-# make test    the tests            make check   format, lint, types, rooms
+# make test    the tests, coverage  make check   format, lint, types, rooms
 # make format  apply the formatter  make clean   remove what the targets above made
 #
 # Everything is set up once, into .venv; PYTHON=python3.12 make ... chooses the interpreter.
@@ -24,8 +24,9 @@ demo: .venv/installed
 	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
 	  --logging.folder=$(RUN)
 
+# Two workers: the tests of SLURM jobs mostly wait, beside all others (tests/conftest.py).
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --cov
 
 check: .venv/installed
 	$(BIN)/ruff format --check
@@ -38,7 +39,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv runs datasets build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs datasets build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
 
 # torchvision's wheels are built for CUDA and need the CUDA build of torch, which runs without a
 # GPU too. The editable install follows the sources, so only these two files make it stale.

@@ -36,7 +36,14 @@ from typing import Any, NamedTuple
 from ffcv_r50.config.command_line import Parser
 from ffcv_r50.errors import UserError, exit_with
 
-LOADERS = ("stock_ffcv", "ours_stock_file", "ours_tiled_file", "torchvision", "dali")
+LOADERS = {
+    "stock_ffcv": "FFCV",
+    "ours_stock_file": "ours, FFCV's file",
+    "ours_tiled_file": "ours, tiled file",
+    "torchvision": "torchvision",
+    "dali": "DALI",
+}
+"""What the chart calls them."""
 LONGEST_SIDE, QUALITY = 500, 90
 
 Epoch = Callable[[int], Iterator[int]]
@@ -395,7 +402,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _chart(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of images per second, grouped by resolution."""
+    """Bars of images per second, grouped by resolution; whiskers from the slowest to the fastest round."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -416,9 +423,14 @@ def _chart(rows: list[dict[str, Any]], path: Path) -> None:
             [row["images_per_second"] - row["images_per_second_min"] for row in mine],
             [row["images_per_second_max"] - row["images_per_second"] for row in mine],
         ]
-        axes.bar(x, speed, width, yerr=spread, label=name, capsize=2)
-    axes.set_xticks(range(len(resolutions)), [f"{r} px" for r in resolutions])
-    axes.set_ylabel(f"images per second, {rows[0]['workers']} cores")
+        axes.bar(x, speed, width, yerr=spread, label=LOADERS[name], capsize=2)
+    axes.set_xticks(range(len(resolutions)), [str(side) for side in resolutions])
+    axes.set_xlabel("side of the training images (pixels)")
+    axes.set_ylabel(f"images per second ({rows[0]['workers']} cores)")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     figure.savefig(path, dpi=150)
 

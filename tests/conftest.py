@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN_IMAGES = 70  # two batches of 32 and a tail that is dropped
@@ -106,3 +110,17 @@ def launch(tmp_path: Path) -> Launch:
         return Result(ended.codes, ended.outputs[0])
 
     return run
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
+    """Of two workers (``make test``) one has the tests of SLURM jobs, which mostly wait, and one all
+    others, in order: they start processes on every core and would disturb each other.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class JobsBesideOthers(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "jobs" if nodeid.startswith("tests/slurm/test_cluster.py::") else "others"
+
+    return JobsBesideOthers(config, log)

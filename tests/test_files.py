@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ffcv_r50.files import atomic_write
 
 
@@ -46,3 +48,29 @@ def test_a_kill_leaves_nothing_under_the_name(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "file").exists()
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed before it is synced, a file may be empty after a power failure."""
+    done: list[tuple[str, str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        done.append(("fsync", path, os.path.getsize(path) if os.path.isfile(path) else 0))
+        fsync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        done.append(("replace", str(target), os.path.getsize(source)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    path = tmp_path / "file"
+    with atomic_write(path) as file:
+        file.write(b"new")
+    temporary = str(tmp_path / f".file.{os.getpid()}.tmp")
+    folder = str(tmp_path)
+    assert done == [("fsync", temporary, 3), ("replace", str(path), 3), ("fsync", folder, 0)]

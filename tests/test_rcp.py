@@ -115,20 +115,19 @@ def test_the_demo_is_for_two_processes() -> None:
     assert recipe.plan(load("digits"), 2).micro_batches >= 1
 
 
-def test_every_file_is_tested_here() -> None:
-    published_names = {f"{arch}_{epochs}ep" for arch in ("rn50", "rn18") for epochs in PUBLISHED}
-    assert {path.stem for path in RCP.glob("*")} == {
-        *published_names,
-        "rn50_90ep_torchvision",
-        "digits",
-    }
+# ---------------------------------------------------------------------------------- what each file is
 
 
-@pytest.mark.parametrize("path", sorted(RCP.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_is_readable_alone(path: Path) -> None:
+def check_readable_alone(path: Path) -> None:
+    """What a recipe must be, ours or an added one."""
     text = path.read_text()
-    assert text.startswith("# ")
-    assert f"--config rcp/{path.name}" in text
+    assert text.startswith("# "), (
+        f"{path.name}: begin with a comment: what is trained, and its result"
+    )
+    assert f"--config rcp/{path.name}" in text, f"{path.name}: its header lacks its own command"
+    assert "# Published: " not in text or "\n# By: " in text, (
+        f"{path.name}: published by whom, where?"
+    )
     assert max(map(len, text.splitlines())) <= 100
     written = yaml.safe_load(text)
     assert {"model", "training", "schedule", "validation"} <= set(written)
@@ -139,3 +138,24 @@ def test_a_recipe_is_readable_alone(path: Path) -> None:
     # Where data lies and where a run writes belongs to the command line.
     assert "logging" not in written
     assert not {"train_dataset", "val_dataset"} & set(written.get("data", {}))
+    assert settings.load([f"--config={path}"], needs_data=False)
+
+
+def test_only_recipes_are_here() -> None:
+    assert {path.suffix for path in RCP.iterdir()} == {".yaml"}
+
+
+@pytest.mark.parametrize("path", sorted(RCP.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_readable_alone(path: Path) -> None:
+    check_readable_alone(path)
+
+
+def test_a_recipe_can_be_added(tmp_path: Path) -> None:
+    """As the README says: copy a file and change it. Its header must not stay the other's."""
+    copy = tmp_path / "mine.yaml"
+    text = (RCP / "rn50_16ep.yaml").read_text()
+    copy.write_text(text)
+    with pytest.raises(AssertionError, match="lacks its own command"):
+        check_readable_alone(copy)
+    copy.write_text(text.replace("rn50_16ep.yaml", "mine.yaml"))
+    check_readable_alone(copy)

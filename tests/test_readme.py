@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its links resolve, its settings are the code's."""
+"""The README is true: its commands run, its settings are the code's; all pages' links resolve."""
 
 import json
 import os
@@ -71,6 +71,7 @@ def run(command: str, tmp_path: Path, timeout: float) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_recipe_is_printed(tmp_path: Path) -> None:
     output = run(
         "python -m ffcv_r50.tools.show_recipe rcp/rn50_88ep.yaml --world-size 8", tmp_path, 120
@@ -78,6 +79,7 @@ def test_the_recipe_is_printed(tmp_path: Path) -> None:
     assert "4,096 images = 8 processes x 1 micro-batch x 512 images" in output
 
 
+@pytest.mark.slow
 def test_the_step_benchmark(tmp_path: Path) -> None:
     output = run("python -m benchmarks.train_step", tmp_path, 280)
     row = json.loads((tmp_path / "step.json").read_text())
@@ -88,6 +90,7 @@ def test_the_step_benchmark(tmp_path: Path) -> None:
     assert f"the {row['bottleneck']} is the bottleneck" in output
 
 
+@pytest.mark.slow
 def test_the_faults_benchmark(tmp_path: Path) -> None:
     run("python -m benchmarks.faults --rounds 100", tmp_path, 280)
     row = json.loads((tmp_path / "faults.json").read_text())
@@ -95,6 +98,7 @@ def test_the_faults_benchmark(tmp_path: Path) -> None:
     assert row["steps_lost_median"] <= row["steps_lost_max"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_ends_in_its_top_1(tmp_path: Path) -> None:
     output = run("make demo", tmp_path, 800)
@@ -108,16 +112,33 @@ def test_the_demo_ends_in_its_top_1(tmp_path: Path) -> None:
     assert f"finished: top-1 {rows[-1]['top_1']:.2f} %" in again
 
 
-def test_links_resolve() -> None:
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *ROOT.glob("docs/*.md"),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of its titles."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            target, _, anchor = link.partition("#")
+            path = page.parent / target if target else page
+            assert path.exists(), link
+            assert not anchor or anchor in anchors(path), link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT)})" in README
 
 
 def test_files_named_in_it_exist() -> None:

@@ -80,6 +80,7 @@ def test_golden_loss_curve(finished: Path) -> None:
     assert [row["val_loss"] for row in rows] == pytest.approx(GOLDEN_VAL_LOSSES, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1"])
 def test_two_parts_on_one_or_two_processes_are_the_same_bits(
     dataset: Dataset, launch: Launch, tmp_path: Path, arch: str
@@ -104,6 +105,7 @@ def test_two_parts_on_one_or_two_processes_are_the_same_bits(
         assert torch.equal(one[name], two[name]), name
 
 
+@pytest.mark.slow
 def test_four_parts_on_one_or_two_processes_agree(
     finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def run_until(command: Sequence[str], line: str, send: signal.Signals) -> tuple[
     return process.returncode, output
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_never_stopping(
     finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_killed_and_continued_equals_never_stopping(
     ranks.assert_same_run(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(
     finished: Path, dataset: Dataset, launch: Launch
 ) -> None:
@@ -172,6 +176,7 @@ def test_weights_are_a_plain_torchvision_state_dict(finished: Path) -> None:
     assert best["progress"]["best_top_1"] == max(row["top_1"] for row in log(finished))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_is_exact_at_any_world_size(
     finished: Path, dataset: Dataset, launch: Launch, world_size: int
@@ -192,6 +197,7 @@ def test_evaluation_is_exact_at_any_world_size(
     )
 
 
+@pytest.mark.slow
 def test_more_ranks_than_validation_images(
     finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -221,6 +227,7 @@ def error_of(result: Any) -> str:
     return str(lines[0])
 
 
+@pytest.mark.slow
 def test_wrong_input_ends_every_rank_with_one_line(
     dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -233,17 +240,20 @@ def test_wrong_input_ends_every_rank_with_one_line(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_world_size_must_divide(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     error = error_of(launch(dataset.arguments(tmp_path / "run"), world_size=3))
     assert "3 processes for 4 normalisation batches" in error
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_dataset(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     error = error_of(launch(dataset.arguments(tmp_path / "run", "--training.batch_size=128")))
     assert "128" in error
     assert str(TRAIN_IMAGES) in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -265,6 +275,7 @@ def test_sizes_that_do_not_fit_the_network_are_found_before_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_validation_batch_larger_than_the_dataset(
     finished: Path, dataset: Dataset, launch: Launch
 ) -> None:
@@ -279,6 +290,7 @@ def test_a_validation_batch_larger_than_the_dataset(
     assert launch(arguments).codes == [0]
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_counted_over_all_ranks(
     finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -302,6 +314,7 @@ def test_unreadable_images_are_counted_over_all_ranks(
     assert "3 unreadable images were replaced by gray ones" in result.output
 
 
+@pytest.mark.slow
 def test_torchvisions_networks_with_auxiliary_heads_are_evaluated(
     dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -320,6 +333,7 @@ def test_torchvisions_networks_with_auxiliary_heads_are_evaluated(
     assert result.codes == [0], result.output
 
 
+@pytest.mark.slow
 def test_classes_must_agree(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     other = tmp_path / "val.beton"
     other.write_bytes(dataset.val.read_bytes())
@@ -331,6 +345,7 @@ def test_classes_must_agree(dataset: Dataset, launch: Launch, tmp_path: Path) ->
     assert "its classes are not those of" in error_of(launch(arguments))
 
 
+@pytest.mark.slow
 def test_fewer_classes_in_the_checkpoint(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), tmp_path / "two.pt")
     arguments = [
@@ -353,12 +368,14 @@ def test_a_folder_with_another_run_is_refused(
     assert len(log(finished)) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made(dataset: Dataset, launch: Launch) -> None:
     error = error_of(launch(dataset.arguments(dataset.train / "run")))
     assert "logging.folder=" in error
     assert "cannot be made" in error
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_step(
     dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
@@ -374,6 +391,7 @@ def test_the_dataset_fixture_is_what_the_tests_think(dataset: Dataset) -> None:
     assert Beton(dataset.val).num_samples == VAL_IMAGES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["a closed pipe", "/dev/full"])
 def test_training_does_not_end_with_what_it_writes_to(
     dataset: Dataset, tmp_path: Path, where: str

@@ -224,6 +224,7 @@ def test_damage_is_noticed_and_named(
             assert "orrupt" in decompressor.error() or "remature" in decompressor.error()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_damaged_bytes_never_crash(seed: int) -> None:
     """12,000 mutations in all, each in memory between pages that must not be touched."""

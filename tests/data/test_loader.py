@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -255,15 +254,21 @@ def damaged(tmp_path: Path, make_image: Make, encode: Make, write_beton: Make) -
     return dataset
 
 
+@pytest.fixture
+def never_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that waits is woken by what happens alone: it never looks by itself."""
+    monkeypatch.setattr(loader, "LIVENESS", None)
+
+
+@pytest.mark.timeout(60)  # of one who is not woken
+@pytest.mark.usefixtures("never_looking")
 def test_a_bad_image_is_named(damaged: Beton) -> None:
     for epoch in (
         train(damaged, batch_size=4, num_workers=2).epoch(0, 32),
         EvalLoader(damaged, batch_size=4, resolution=32, crop_ratio=1.0).epoch(),
     ):
-        start = time.monotonic()
         with pytest.raises(UserError, match=r"damaged\.beton: sample 7 .*(?i:premature|corrupt)"):
             copies(epoch)
-        assert time.monotonic() - start < 5
         assert "\n" not in str(epoch._work.error)
         epoch.close()
 
@@ -287,7 +292,9 @@ def test_an_image_too_large_is_a_bad_image(
         copies(EvalLoader(small_dataset, batch_size=4, resolution=32, crop_ratio=1.0).epoch())
 
 
-def test_any_error_of_a_thread_arrives_within_a_second(
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("never_looking")
+def test_any_error_of_a_thread_arrives_at_once(
     small_dataset: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OutOfMemory:
@@ -298,13 +305,11 @@ def test_any_error_of_a_thread_arrives_within_a_second(
     copies(train(small_dataset).epoch(0, 32))  # compiled by now
     with monkeypatch.context() as patch:
         patch.setattr(loader, "Scratch", OutOfMemory)
-        start = time.monotonic()
         with (
             pytest.raises(MemoryError, match="no memory for scratch"),
             train(small_dataset).epoch(0, 32) as epoch,
         ):
             next(epoch)
-        assert time.monotonic() - start < 1
 
     calls = iter(range(1000))
 
@@ -314,8 +319,11 @@ def test_any_error_of_a_thread_arrives_within_a_second(
         return len(samples), jpeg.GOOD
 
     monkeypatch.setattr(loader, "decode_samples", fails_once)
-    with pytest.raises(OSError, match="the disk is gone"):
-        copies(train(small_dataset, num_workers=2).epoch(0, 32))
+    with (
+        pytest.raises(OSError, match="the disk is gone"),
+        train(small_dataset, num_workers=2).epoch(0, 32) as epoch,
+    ):
+        copies(epoch)
 
 
 def test_threads_that_vanish_are_no_reason_to_wait(
@@ -421,15 +429,20 @@ def test_a_forgotten_epoch_ends_with_its_loader(small_dataset: Beton) -> None:
 
 # --- starting
 
+# Prints how many of the functions that are kept on disk were compiled.
 FIRST_BATCH = """
-import sys, time, torch
+import sys
+from numba.core import event
 from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.compiled import _Cache
 from ffcv_r50.data.loader import TrainLoader
-start = time.perf_counter()
+compilations = event.RecordingListener()
+event.register("numba:compile", compilations)
 loader = TrainLoader(Beton(sys.argv[1]), seed=0, batch_size=32, micro_batch_size=32, num_workers=2)
 with loader.epoch(0, 160) as epoch:
     next(epoch)
-print(time.perf_counter() - start)
+started = [record.data["dispatcher"] for _, record in compilations.buffer if record.is_start]
+print(sum(isinstance(dispatcher._cache, _Cache) for dispatcher in started))
 """
 
 
@@ -442,20 +455,19 @@ def _first_batch(path: Path, cache: Path) -> "subprocess.Popen[str]":
     )
 
 
-def _seconds(process: "subprocess.Popen[str]") -> float:
+def _compiled(process: "subprocess.Popen[str]") -> int:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    return float(output)
+    return int(output)
 
 
-def test_the_second_start_is_quick_and_first_starts_may_be_many(
+@pytest.mark.slow
+def test_the_second_start_compiles_nothing_again_and_first_starts_may_be_many(
     small_dataset: Beton, tmp_path: Path
 ) -> None:
     together = [_first_batch(small_dataset.path, tmp_path) for _ in range(2)]
-    first = min(_seconds(process) for process in together)
-    again = min(_seconds(_first_batch(small_dataset.path, tmp_path)) for _ in range(2))
-    assert again < 1.5
-    assert again < first
+    assert all(_compiled(process) > 0 for process in together)
+    assert _compiled(_first_batch(small_dataset.path, tmp_path)) == 0
 
 
 def test_without_a_place_for_the_cache_code_is_compiled_anew(
@@ -476,21 +488,33 @@ def test_without_a_place_for_the_cache_code_is_compiled_anew(
     assert compiled.njit_cached(lambda x: x + 1)(41) == 42
 
 
+# Prints how many lines of the package ran while the file was opened, the memory in MB that this took,
+# and the memory with a first batch.
 OPEN = """
-import resource, sys, time, torch
+import resource, sys, torch
 import ffcv_r50.data.loader as loader
-from ffcv_r50.data.beton import Beton
+from ffcv_r50.data import beton
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, start = rss(), time.perf_counter()
-dataset = Beton(sys.argv[1])
-opened, memory = time.perf_counter() - start, rss() - before
+lines = 0
+def count(frame, event, _):
+    global lines
+    if frame.f_code.co_filename != beton.__file__:
+        return None
+    lines += event == "line"
+    return count
+before = rss()
+sys.settrace(count)
+dataset = beton.Beton(sys.argv[1])
+sys.settrace(None)
+memory = rss() - before
 batch = next(loader.TrainLoader(dataset, seed=0, batch_size=64, micro_batch_size=64).epoch(0, 32))
 assert len(batch.images) == 64
-print(opened, memory, rss() - before)
+print(lines, memory, rss() - before)
 """
 
 
-def test_opening_imagenet_takes_a_second_and_300_mb(
+@pytest.mark.slow
+def test_opening_imagenet_loops_over_no_samples_and_takes_300_mb(
     tmp_path: Path, make_image: Make, encode: Make, write_beton: Make
 ) -> None:
     """1,281,167 samples, all with the bytes of one image: what counts is metadata and table."""
@@ -510,16 +534,14 @@ def test_opening_imagenet_takes_a_second_and_300_mb(
             part.tofile(file)
         file.write(data)
         table.tofile(file)
-    results = []
-    for _ in range(2):  # the machine may be busy
-        done = subprocess.run(
-            [sys.executable, "-c", OPEN, path],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        results.append([float(number) for number in done.stdout.split()])
-    assert min(seconds for seconds, _, _ in results) < 1
-    assert max(memory for _, memory, _ in results) < 300
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, path],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    lines, opened, with_batch = map(float, done.stdout.split())
+    assert 10 < lines < 1000
+    assert max(opened, with_batch) < 300

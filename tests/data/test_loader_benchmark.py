@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,6 +24,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) -> None:
     """On a few images; that our loader reads a file of stock FFCV's writer is part of it."""
     for i in range(6):

@@ -39,6 +39,7 @@ ranks.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_machine_joins_and_another_is_lost(dataset: Dataset, tmp_path: Path) -> None:
     undisturbed, elastic, alone = (tmp_path / name for name in ("undisturbed", "elastic", "alone"))

@@ -240,6 +240,7 @@ for i, cores in enumerate(eval(sys.argv[1])):  # one group after the other, to s
 """
 
 
+@pytest.mark.slow
 def test_a_slurm_step_forms_a_group_shares_its_cores_and_describes_itself() -> None:
     shared, bound, crowded = [{*range(8)}] * 2, [{0, 1, 2}, {4, 5}], [{0}, {0}]
     environment = {
@@ -282,6 +283,7 @@ def test_a_single_process_in_an_allocation_is_told(monkeypatch: pytest.MonkeyPat
     assert lines[1:] == ["SLURM allocated 8 tasks; this is one process (srun starts all)"]
 
 
+@pytest.mark.slow
 def test_more_processes_than_normalisation_batches_train_as_one_does(
     dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:

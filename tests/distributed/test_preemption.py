@@ -28,6 +28,7 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "rank"),
     [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGINT, 0)],
@@ -62,6 +63,7 @@ def stop_at_first_ballot() -> None:
     StopVote.cast = stopping  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_evaluation(undisturbed: Path, dataset: Dataset, tmp_path: Path) -> None:
     arguments = ranks.arguments(dataset, tmp_path, "--checkpoint.every=10 minutes")
     stopped = ranks.run(arguments, tmp_path, hook=stop_at_first_ballot)
@@ -94,6 +96,7 @@ def torchrun(send: signal.Signals, arguments: list[str], folder: Path) -> tuple[
     return result.returncode, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_a_kill_and_continues(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_torchrun_restarts_after_a_kill_and_continues(
     ranks.assert_same_run(undisturbed, tmp_path)
 
 
+@pytest.mark.slow
 def test_torchrun_does_not_restart_a_stop(dataset: Dataset, tmp_path: Path) -> None:
     """torchrun takes exit code 75 for a fault; its second attempt must not train on."""
     code, output = torchrun(signal.SIGTERM, ranks.arguments(dataset, tmp_path), tmp_path)

@@ -1,6 +1,7 @@
 """The log file and what the console says."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,22 @@ def test_rows_come_back_and_rewinding_drops_later_epochs(tmp_path: Path) -> None
         file.write('{"epoch": 4, "l')  # killed while it wrote
     jsonl.rewind(path, 2)
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+def test_a_row_is_on_the_disk_when_append_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, str]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, path.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    jsonl.append(tmp_path / "log.jsonl", {"epoch": 0})
+    assert synced == [("log.jsonl", '{"epoch": 0}\n')]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -95,6 +96,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_groups_of_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     # A mean far from zero: where squares are added up, float32 has nothing left of the variance.

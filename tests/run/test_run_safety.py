@@ -39,6 +39,7 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
 # ------------------------------------------------------------------------------ kills and world sizes
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ WORLDS = (
 )
 
 
+@pytest.mark.slow
 def test_the_world_size_changes_twice_in_the_middle(dataset: Dataset, tmp_path: Path) -> None:
     """2 -> 1 -> 3 processes, each change in the middle of an epoch, against 2 throughout.
 
@@ -133,6 +135,7 @@ def test_the_loader_gives_every_world_size_the_same_samples_from_any_step(
 # ------------------------------------------------------------------------------------ declared changes
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(undisturbed: Path, dataset: Dataset, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     arguments = ranks.arguments(
@@ -154,6 +157,7 @@ def test_a_finished_run_is_extended(undisturbed: Path, dataset: Dataset, tmp_pat
     assert rows[3]["lr"] == pytest.approx(0.001 / 4)  # the new schedule, one step before its end
 
 
+@pytest.mark.slow
 def test_the_batch_changes_in_the_middle_of_an_epoch(dataset: Dataset, tmp_path: Path) -> None:
     """From 16 to 8 images a step after two of epoch 1's four: the same samples follow, in eights."""
     fixed = ("--schedule.resolution={0: 32}", "--schedule.lr={0: 0.001}")
@@ -189,6 +193,7 @@ def test_the_batch_changes_in_the_middle_of_an_epoch(dataset: Dataset, tmp_path:
     assert changed == pytest.approx(whole, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_new_folder_starts_from_a_named_state(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -207,6 +212,7 @@ def test_a_new_folder_starts_from_a_named_state(
     assert "training.momentum (0.9 -> 0.8)" in refused.outputs[0]
 
 
+@pytest.mark.slow
 def test_starting_anew_in_the_same_folder(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -220,6 +226,7 @@ def test_starting_anew_in_the_same_folder(
     assert (aside / "checkpoints" / checkpoint.LAST).exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_to_give_to_a_new_folder(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -231,6 +238,7 @@ def test_a_finished_run_has_nothing_to_give_to_a_new_folder(
     assert f"error: --resume={source}: all 3 epochs of that run are done" in ended.outputs[0]
 
 
+@pytest.mark.slow
 def test_a_refused_start_leaves_the_folder_as_it_was(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -247,6 +255,7 @@ def test_a_refused_start_leaves_the_folder_as_it_was(
     assert ranks.run(arguments, tmp_path, ranks=1).codes == [FINISHED]
 
 
+@pytest.mark.slow
 def test_a_run_whose_states_are_gone_is_not_written_over(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -286,6 +295,7 @@ def fail_the_first_writes() -> None:
     checkpoint.write = failing_write
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_the_disk_is_full(
     undisturbed: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -321,6 +331,7 @@ def spoil(*steps: int) -> None:
     ranks.wrap_step(wrap)
 
 
+@pytest.mark.slow
 def test_a_rollback_skips_the_window(dataset: Dataset, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
@@ -343,6 +354,7 @@ def test_a_rollback_skips_the_window(dataset: Dataset, tmp_path: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 def test_rollbacks_are_counted(dataset: Dataset, tmp_path: Path) -> None:
     """Of two spoilt windows only one may be skipped; here the first is a whole epoch."""
     arguments = ranks.arguments(
@@ -407,6 +419,7 @@ def overflow_in_step_2(notes: Path) -> None:
     ranks.wrap_step(wrap)
 
 
+@pytest.mark.slow
 def test_an_fp16_overflow_skips_its_step_everywhere(dataset: Dataset, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()

@@ -177,6 +177,7 @@ with distributed.world(2) as world:
 """
 
 
+@pytest.mark.slow
 def test_a_slow_node_does_not_run_into_a_time_out(source: Path, tmp_path: Path) -> None:
     environment = {
         "PATH": os.environ["PATH"],
@@ -198,6 +199,7 @@ def test_a_slow_node_does_not_run_into_a_time_out(source: Path, tmp_path: Path) 
     assert all(len(list((tmp_path / f"disk{rank}").glob("*.beton"))) == 1 for rank in range(2))
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_copies(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     short = tmp_path / "short.beton"
     short.write_bytes(dataset.val.read_bytes()[:-100])

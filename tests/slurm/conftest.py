@@ -138,7 +138,7 @@ class Cluster:
     def wait(self, job: Job, state: str = "COMPLETED") -> str:
         """Wait for the job's end, which must be ``state``; returns its log."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        until(lambda: self.state(job) in over, f"the end of job {job.number}", 200)
+        until(lambda: self.state(job) in over, f"the end of job {job.number}", 400)
         log = job.log.read_text()
         assert self.state(job) == state, log
         until(lambda: not self.processes(), "the end of its processes", 60)

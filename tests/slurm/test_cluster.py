@@ -16,7 +16,7 @@ from tests import ranks
 from tests.conftest import REPOSITORY, Dataset
 from tests.slurm.conftest import SCRIPT, SETTINGS, Cluster, Job, until
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 both = pytest.mark.parametrize("launcher", ["submitit", "sbatch"])
 
 

@@ -224,6 +224,7 @@ def damage_every_jpeg(source: Path, target: Path) -> None:
     shutil.copy(f"{source}.json", f"{target}.json")
 
 
+@pytest.mark.slow
 def test_the_same_on_this_machine_without_slurm(dataset: Dataset, tmp_path: Path) -> None:
     short = ["--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}"]
     words = ["--local", "--gpus-per-node=2", *dataset.arguments(tmp_path / "run"), *short]
@@ -239,6 +240,7 @@ def test_the_same_on_this_machine_without_slurm(dataset: Dataset, tmp_path: Path
     assert (tmp_path / "run" / "weights.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_on_this_machine_ends_with_its_reason(dataset: Dataset, tmp_path: Path) -> None:
     """What only the run itself can find: an image that cannot be decoded."""
     broken = tmp_path / "broken.beton"
