@@ -114,8 +114,9 @@ class Schedule:
     lr: Keyframes
     """Learning rate, evaluated for each optimizer step. `{0: 0, 2: 1.7, 88: 0}` goes in straight
     lines from 0 to 1.7 at the start of epoch 2 and to 0 at the end of epoch 87 (epochs count from
-    0). With `interpolation: cosine` it goes along half a cosine from keyframe to keyframe, with
-    `interpolation: step` it stays until the next one."""
+    0). A keyframe may say how its value is reached: `{0: 0.005, 5: 0.5, 600: cosine 0}`, with
+    `linear`, `cosine`, `step` (stays until this keyframe), `exponential` or `power N` (polynomial
+    decay); `interpolation: cosine` in the row does so for all that say nothing."""
     resolution: Keyframes
     """Side of the training images in pixels, evaluated at the start of each epoch and rounded to
     the nearest multiple of 32. Interpolated as `schedule.lr` is."""
@@ -352,14 +353,14 @@ def _check(config: Config) -> None:
             f"pass --training.norm_batch_size={fitting}{other}",
         )
     for name in ("lr", "resolution"):
-        last = getattr(schedule, name).points[-1][0]
+        last = getattr(schedule, name).points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
                 f"schedule.{name}",
                 f"has a keyframe at epoch {last:g}, after the end of the run "
                 f"(training.epochs is {training.epochs})",
             )
-    end, value = schedule.lr.points[-1]
+    end, value, _ = schedule.lr.points[-1]
     if value == 0 and 0 < end < training.epochs:
         raise InvalidSetting(
             "schedule.lr",
