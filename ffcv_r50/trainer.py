@@ -446,7 +446,7 @@ class Run:
 
 def _check_sizes(config: Config, num_classes: int) -> None:
     """Not after the epochs before the first that is too small for the network."""
-    network = {"num_classes": num_classes, **asdict(config.model)}
+    network = {"num_classes": num_classes, **dict(config.model)}
     for resolution in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
         sizes.check(
             **network, batch_size=config.norm_batch_size, resolution=resolution, training=True

@@ -1,7 +1,6 @@
 """From settings to a finished ``.beton`` file and its sidecar."""
 
 import contextlib
-import dataclasses
 import os
 import platform
 import time
@@ -75,8 +74,7 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
                 num_samples=writer.num_samples,
                 class_counts=class_counts,
                 settings={
-                    name: _text(value) if isinstance(value, str) else value
-                    for name, value in dataclasses.asdict(cfg).items()
+                    name: _text(value) if isinstance(value, str) else value for name, value in cfg
                 },
                 versions=_versions(),
                 source=_text(str(source.root.absolute())),

@@ -1,7 +1,7 @@
 """``python -m ffcv_r50.config``: the settings as the table in the README."""
 
-from ffcv_r50.config import reader
+from ffcv_r50.config import reference
 from ffcv_r50.config.settings import Config
 
 if __name__ == "__main__":
-    reader.print_page(reader.reference(Config))
+    reference.print_page(reference.table(Config))

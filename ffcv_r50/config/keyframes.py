@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ffcv_r50.config.reader import parse_number
+from pydantic_core import CoreSchema, core_schema
+
+from ffcv_r50.config.kinds import parse_number
 from ffcv_r50.errors import nearest
 
 KINDS = ("linear", "cosine", "step", "exponential", "power N")
@@ -84,6 +86,11 @@ class Keyframes:
         """The same keyframes with every value multiplied by ``factor``."""
         points = [point._replace(value=point.value * factor) for point in self.points]
         return Keyframes(points, self.interpolation)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        """A setting of this type takes an instance; :meth:`from_pairs` makes it from a file's text."""
+        return core_schema.is_instance_schema(cls)
 
     @staticmethod
     def from_pairs(pairs: list[tuple[str, str]]) -> "Keyframes":

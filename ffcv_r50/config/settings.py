@@ -5,23 +5,31 @@ strictly, is :mod:`ffcv_r50.config.reader`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from ffcv_r50.config import reader
+from pydantic import AfterValidator, PrivateAttr
+
+from ffcv_r50.config import command_line, kinds, reader, reference
 from ffcv_r50.config.keyframes import Keyframes
-from ffcv_r50.config.reader import Given, Range
+from ffcv_r50.config.reader import Given
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.registry import Options, Range
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
 LARGEST_SIDE = 4096
 """Of an image that a network is given, in pixels."""
 Amount = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(above=0, at_most=1)]
+Ratio = Annotated[float, Range(above=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
+def _without_spaces(names: str) -> str:
+    """Names separated by commas alone."""
+    return ",".join(filter(None, (name.strip() for name in names.split(","))))
+
+
+class Model(Options):
     """The network."""
 
     arch: str = "resnet50"
@@ -34,8 +42,7 @@ class Model:
     """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Options):
     """Where images come from and how they are cropped."""
 
     train_dataset: str = ""
@@ -51,9 +58,9 @@ class Data:
     order: Literal["random", "quasi_random"] = "random"
     """`random` shuffles all samples each epoch; `quasi_random` shuffles so that each page of the
     file is read about once, for datasets larger than memory."""
-    crop_scale: Annotated[tuple[float, float], Range(above=0, at_most=1)] = (0.08, 1.0)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Share of the image's area that a training crop covers, lowest and highest."""
-    crop_ratio: Annotated[tuple[float, float], Range(above=0)] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     """Width / height of a training crop, lowest and highest."""
     flip: Annotated[float, Range(at_least=0, at_most=1)] = 0.5
     """Probability that a training image is mirrored left to right."""
@@ -65,8 +72,7 @@ class Data:
     and logged (`gray`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Options):
     """The optimisation."""
 
     epochs: Annotated[int, Range(at_least=1, at_most=10_000)]
@@ -107,8 +113,7 @@ class Training:
     """Evaluate `checkpoint` on `data.val_dataset` and stop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(Options):
     """What changes during training: keyframes over epochs."""
 
     lr: Keyframes
@@ -122,8 +127,7 @@ class Schedule:
     the nearest multiple of 32. Interpolated as `schedule.lr` is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
+class Validation(Options):
     """The evaluation after each epoch."""
 
     resolution: Annotated[int, Range(at_least=1, at_most=LARGEST_SIDE)] = 256
@@ -136,8 +140,7 @@ class Validation:
     """Images per process at a time. Has no effect on the result."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Options):
     """Saving the state of the run."""
 
     every: str = "10 minutes"
@@ -161,32 +164,25 @@ class Checkpoint:
             ValueError: it has another form.
         """
         text, unit = self.every.split()
-        number = reader.parse_number(text)
+        number = kinds.parse_number(text)
         if unit not in ("steps", "minutes") or number <= 0:
             raise ValueError(self.every)
         return number, unit
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resume:
+class Resume(Options):
     """Continuing."""
 
     source: str = "auto"
     """`auto` continues from the newest state in `logging.folder`; `none` starts anew, putting an
     earlier state aside; a path starts a folder that is still empty from that checkpoint.
     `--resume=...` is short for it."""
-    allow: str = ""
+    allow: Annotated[str, AfterValidator(_without_spaces)] = ""
     """Settings that may differ from the saved ones, separated by commas:
     `training.epochs,schedule.lr`. The new ones hold from the resumed step on."""
 
-    def __post_init__(self) -> None:
-        """Drop the spaces around the commas."""
-        names = (name.strip() for name in self.allow.split(","))
-        object.__setattr__(self, "allow", ",".join(filter(None, names)))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Logging:
+class Logging(Options):
     """Where a run writes."""
 
     folder: str = ""
@@ -194,52 +190,12 @@ class Logging:
     folder continues the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dist:
+class Dist(Options):
     """Several processes."""
 
     timeout_seconds: Count = 600
     """A process that waits longer than this for another ends the run."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """All settings of a run.
-
-    Raises:
-        InvalidSetting: settings that do not fit together, when built.
-    """
-
-    model: Model = Model()
-    data: Data = Data()
-    training: Training
-    schedule: Schedule
-    validation: Validation = Validation()
-    logging: Logging = Logging()
-    dist: Dist = Dist()
-    checkpoint: Checkpoint = Checkpoint()
-    resume: Resume = Resume()
-    notices: tuple[str, ...] = field(
-        default=(), compare=False, repr=False, metadata={"setting": False}
-    )
-    """How the command line changed the recipe, for the user to read; not a setting."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that do not fit together."""
-        _check(self)
-
-    def to_yaml(self) -> str:
-        """Every setting with its value; loaded alone, it gives an equal Config."""
-        return reader.to_yaml(self)
-
-    @property
-    def norm_batch_size(self) -> int:
-        """Images whose statistics batch-norm computes together."""
-        return self.training.norm_batch_size or self.training.batch_size
-
-
-SHORT = {"checkpoint": "checkpoint.file", "resume": "resume.source"}
-"""Sections that stand for one of their settings on the command line."""
 
 FFCV_IMAGENET_NAMES = {
     "lr.lr": "write the learning rate as keyframes: schedule.lr: {0: 0, 2: 1.7, 16: 0}",
@@ -271,6 +227,60 @@ FFCV_IMAGENET_NAMES = {
 """Names in ffcv-imagenet's files and commands that mean something else here, or nothing."""
 
 
+class Config(Options):
+    """All settings of a run.
+
+    Raises:
+        InvalidSetting: settings that do not fit together, when built.
+    """
+
+    model: Model = Model()
+    data: Data = Data()
+    training: Training
+    schedule: Schedule
+    validation: Validation = Validation()
+    logging: Logging = Logging()
+    dist: Dist = Dist()
+    checkpoint: Checkpoint = Checkpoint()
+    resume: Resume = Resume()
+
+    FOREIGN: ClassVar = FFCV_IMAGENET_NAMES
+    _notices: tuple[str, ...] = PrivateAttr(default=())
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse settings that do not fit together."""
+        _check(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, whatever was said on the way to them."""
+        return isinstance(other, Config) and dict(self) == dict(other)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """How the command line changed the recipe, for the user to read; not a setting."""
+        return self._notices
+
+    def to_yaml(self) -> str:
+        """Every setting with its value; loaded alone, it gives an equal Config."""
+        return reader.to_yaml(self)
+
+    @property
+    def norm_batch_size(self) -> int:
+        """Images whose statistics batch-norm computes together."""
+        return self.training.norm_batch_size or self.training.batch_size
+
+
+SHORT = {"checkpoint": "checkpoint.file", "resume": "resume.source"}
+"""Sections that stand for one of their settings on the command line."""
+
+
+class _Recipe(Options):
+    """What says which recipe."""
+
+    config: str | None = None
+    """The file."""
+
+
 def load(argv: Sequence[str], *, needs_data: bool = True) -> Config:
     """The configuration of ``--config FILE --section.key=value ...``.
 
@@ -283,27 +293,30 @@ def load(argv: Sequence[str], *, needs_data: bool = True) -> Config:
     Raises:
         UserError: any fault in the file or on the command line, in one line.
     """
-    words = reader.split(argv)
+    words = command_line.split(argv)
     if "help" in words:
         usage = "usage: train_imagenet.py --config FILE [--section.key=value ...]"
-        reader.print_page(reader.help_text(Config, usage))
+        reference.print_page(reference.help_text(Config, usage))
         raise SystemExit(0)
     return resolve(words, needs_data=needs_data)
 
 
-def resolve(words: Mapping[str, str], *, needs_data: bool = True) -> Config:
-    """:func:`load` for a command line that :func:`reader.split` took apart."""
-    path = words.get("config")
-    recipe = {} if path is None else reader.from_file(Config, path, FFCV_IMAGENET_NAMES)
-    overrides = {SHORT.get(key, key): text for key, text in words.items() if key != "config"}
-    arguments = reader.from_arguments(Config, overrides, FFCV_IMAGENET_NAMES)
-    given = {**recipe, **arguments}
+def resolve(words: Mapping[str, Sequence[str]], *, needs_data: bool = True) -> Config:
+    """:func:`load` for a command line that :func:`command_line.split` took apart."""
+    overrides: dict[str, list[str]] = {}
+    for key, texts in words.items():
+        overrides.setdefault(SHORT.get(key, key), []).extend(texts)
+    path = command_line.take(_Recipe, overrides).config
+    recipe = {} if path is None else reader.from_file(Config, path)
+    arguments = reader.from_arguments(Config, overrides, recipe)
+    given = reader.merge(Config, recipe, arguments)
     notices = _adapt_to_batch_size(recipe, arguments, given)
     hint = "" if path else "name a recipe: --config rcp/rn50_16ep.yaml"
     config = reader.build(Config, given, hint)
     if needs_data:
         _check_data(config)
-    return replace(config, notices=notices)
+    config._notices = notices
+    return config
 
 
 def _adapt_to_batch_size(
@@ -399,7 +412,7 @@ def _check(config: Config) -> None:
             "checkpoint.every",
             f"expected '500 steps' or '10 minutes', got '{config.checkpoint.every}'",
         ) from None
-    known = reader.declared(Config)
+    known = reader.keys(Config)
     for key in filter(None, config.resume.allow.split(",")):
         if key not in known:
             near = nearest(key, known)

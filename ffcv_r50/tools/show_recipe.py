@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ffcv_r50 import recipe
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import command_line, reference, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops
 
 IMAGENET_SAMPLES = 1_281_167
@@ -28,13 +29,18 @@ usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N] [--samples N] 
 
 Print what a recipe does, epoch by epoch, without data or GPU: resolution, learning rate, steps,
 floating-point operations and where they go, and how N processes share each step.
-
-  --world-size N   processes (default 1)
-  --samples N      training images (default: those in data.train_dataset, or ImageNet's)
 """
 
+Number = Annotated[int, Range(at_least=1, at_most=10**12)]
 
-Number = Annotated[int, reader.Range(at_least=1, at_most=10**12)]
+
+class Page(Options):
+    """What the page is for; every other word on the command line is a setting of the recipe."""
+
+    world_size: Number = 1
+    """Processes."""
+    samples: Number | None = None
+    """Training images; null stands for those in `data.train_dataset`, or ImageNet's."""
 
 
 class Dataset(NamedTuple):
@@ -62,26 +68,24 @@ def show(argv: Sequence[str]) -> None:
         UserError: a fault in the recipe, or processes that cannot share its steps.
     """
     named = bool(argv) and not argv[0].startswith("-")
-    words = reader.split(argv[1:] if named else argv)
+    words = command_line.split(argv[1:] if named else argv)
     if "help" in words:
-        reader.print_page(reader.help_text(Config, f"{USAGE}\nSettings of the recipe:"))
+        own = reference.help_text(Page, USAGE)
+        reference.print_page(reference.help_text(Config, f"{own}\n\nSettings of the recipe:"))
         return
-    path = argv[0] if named else words.get("config")
-    if path is None:
+    paths = [*argv[:named], *words.get("config", [])]
+    if not paths:
         raise UserError("command line: no recipe; pass one, such as rcp/rn50_16ep.yaml")
-    if named and "config" in words:
-        raise UserError(f"command line: two recipes, {path} and {words['config']}; pass one")
-    world_size, samples = (
-        reader.parse_argument(key, words.pop(key), Number).value if key in words else None
-        for key in ("world_size", "samples")
-    )
-    config = settings.resolve({**words, "config": path}, needs_data=False)
-    dataset = _dataset(config, samples)
+    if len(paths) > 1:
+        raise UserError(f"command line: two recipes, {paths[0]} and {paths[1]}; pass one")
+    options = command_line.take(Page, words)
+    config = settings.resolve({**words, "config": paths}, needs_data=False)
+    dataset = _dataset(config, options.samples)
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = 10_000  # tables as wide as they are: rich cuts digits off to fit a terminal
     with console.capture() as page:  # nothing is printed of a recipe that has a fault
-        console.print(*_header(Path(path)), "", soft_wrap=True, sep="\n")
-        console.print(_facts(config, dataset, world_size or 1))
+        console.print(*_header(Path(paths[0])), "", soft_wrap=True, sep="\n")
+        console.print(_facts(config, dataset, options.world_size))
         console.print()
         console.print(_epochs(config, dataset))
         console.print(
@@ -89,7 +93,7 @@ def show(argv: Sequence[str]) -> None:
             "as two; convolutions and matrix products only.\n"
         )
         console.print(_parts(config, dataset))
-    reader.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
+    reference.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
 
 
 def _header(path: Path) -> list[str]:

@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ffcv_r50.config import reader, settings
 from ffcv_r50.config.keyframes import Keyframes
-from ffcv_r50.config.settings import Config
+from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
 
 RECIPE = """\
@@ -127,7 +126,7 @@ def test_an_unknown_architecture_in_the_file_is_named_with_its_line(recipe: Path
 def test_the_same_checks_hold_for_a_config_made_by_hand(recipe: Path) -> None:
     good = load(recipe)
     with pytest.raises(UserError, match=r"^training.norm_batch_size: 512 does not divide"):
-        replace(good, training=replace(good.training, batch_size=100))
+        Config(**dict(good) | {"training": Training(**dict(good.training) | {"batch_size": 100})})
 
 
 @pytest.mark.parametrize(
