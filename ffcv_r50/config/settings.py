@@ -13,6 +13,7 @@ from ffcv_r50.config import command_line, kinds, reader, reference
 from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.reader import Given
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
 from ffcv_r50.registry import Options, Range
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
@@ -87,11 +88,9 @@ class Training(Options):
     label_smoothing: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Share of the target spread evenly over the classes."""
     weight_decay: Amount = 1e-4
-    """L2 penalty of SGD."""
+    """The L2 penalty of SGD, or AdamW's decoupled weight decay."""
     momentum: Annotated[float, Range(at_least=0, below=1)] = 0.9
-    """Momentum of SGD."""
-    nesterov: bool = False
-    """Nesterov momentum."""
+    """Momentum of SGD, or AdamW's first beta."""
     decay_norm_and_bias: bool = False
     """Apply weight decay to the parameters of normalisation layers and to biases, too."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
@@ -212,7 +211,7 @@ FFCV_IMAGENET_NAMES = {
     "training.blurpool": "write model.blurpool: true",
     "training.use_blurpool": "write model.blurpool: true",
     "training.bn_wd": "write training.decay_norm_and_bias",
-    "training.optimizer": "the optimizer is always SGD",
+    "training.optimizer": "write optimizer: {name: sgd}",
     "training.distributed": "start with torchrun to train on several GPUs",
     "dist.world_size": "the number of processes comes from torchrun or SLURM",
     "dist.address": "the address comes from torchrun or SLURM",
@@ -227,6 +226,10 @@ FFCV_IMAGENET_NAMES = {
 """Names in ffcv-imagenet's files and commands that mean something else here, or nothing."""
 
 
+MOVED = {"training.nesterov": "optimizer.nesterov"}
+"""Keys of before, in files and on command lines -> what they are read as."""
+
+
 class Config(Options):
     """All settings of a run.
 
@@ -237,6 +240,8 @@ class Config(Options):
     model: Model = Model()
     data: Data = Data()
     training: Training
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = SGD()
+    """Which optimizer, by its name here; each has options of its own."""
     schedule: Schedule
     validation: Validation = Validation()
     logging: Logging = Logging()
@@ -244,6 +249,7 @@ class Config(Options):
     checkpoint: Checkpoint = Checkpoint()
     resume: Resume = Resume()
 
+    MOVED: ClassVar = MOVED
     FOREIGN: ClassVar = FFCV_IMAGENET_NAMES
     _notices: tuple[str, ...] = PrivateAttr(default=())
 
@@ -354,8 +360,8 @@ def _check(config: Config) -> None:
         low, high = getattr(config.data, name)
         if low > high:
             raise InvalidSetting(f"data.{name}", f"[{low:g}, {high:g}] is not [lowest, highest]")
-    if training.nesterov and not training.momentum:
-        raise InvalidSetting("training.nesterov", "needs training.momentum above 0")
+    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and not training.momentum:
+        raise InvalidSetting("optimizer.nesterov", "needs training.momentum above 0")
     if training.batch_size % config.norm_batch_size:
         batch, norm = training.batch_size, config.norm_batch_size
         fitting = max(n for n in range(1, min(norm, batch) + 1) if batch % n == 0)

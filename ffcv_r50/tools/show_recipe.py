@@ -15,6 +15,7 @@ from ffcv_r50.config import command_line, reference, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.optim import OPTIMIZERS
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops
 
@@ -139,7 +140,12 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     training, validation, steps = config.training, config.validation, _steps(config, dataset)
     share = recipe.plan(config, world_size)
     left_out = dataset.samples - steps * training.batch_size
-    optimizer = f"SGD, momentum {training.momentum:g}" + " (Nesterov)" * training.nesterov
+    optimizer = f"{OPTIMIZERS.name_of(config.optimizer)}, momentum {training.momentum:g}"
+    optimizer += "".join(
+        f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
+        for name, value in config.optimizer
+        if value is not False
+    )
     decayed = "on everything" if training.decay_norm_and_bias else "not on norms and biases"
     averaged = "flipped images averaged in" if validation.tta == "flip" else "no flips"
     tested = (

@@ -105,13 +105,12 @@ class Learner:
             self.network.to(memory_format=torch.channels_last)
         self.network = share_statistics(self.network, group_size)
         self.statistics = RunningStatistics(self.network)
-        self.optimizer = optim.sgd(
-            self.network,
-            momentum=training.momentum,
-            nesterov=training.nesterov,
-            weight_decay=training.weight_decay,
-            decay_norm_and_bias=training.decay_norm_and_bias,
-        )
+        groups = optim.parameter_groups(self.network, training.decay_norm_and_bias)
+        self.optimizer = config.optimizer.build(groups, momentum=training.momentum)
+        self._constants = {
+            "momentum": training.momentum,
+            "weight_decay": training.weight_decay,
+        }
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
 
         # Evaluation and checkpoints use self.network itself, free of both wrappers' names.
@@ -154,7 +153,7 @@ class Learner:
             norm is not finite, an fp16 step was skipped and any other spoilt the network.
         """
         self.network.train()
-        optim.set_learning_rate(self.optimizer, lr)
+        optim.set_hyperparameters(self.optimizer, lr=lr, **self._constants)
         self.statistics.begin()
         sums = self._sums.zero_()
         sums[1] = float(stop) * self.micro_batches
@@ -202,7 +201,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.load_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
 

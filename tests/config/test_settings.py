@@ -11,6 +11,7 @@ from ffcv_r50.config import reader, settings
 from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
+from ffcv_r50.optim import SGD, AdamW
 
 RECIPE = """\
 model: {arch: resnet18}
@@ -65,6 +66,10 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--data.crop_scale=[1, 0.5]", "command line: --data.crop_scale: [1, 0.5] is not [lowest, highest]"),
         ("--data.crop_ratio=[2, 0.5]", "command line: --data.crop_ratio: [2, 0.5] is not [lowest, highest]"),
         ("--training.nesterov=1 --training.momentum=0", "command line: --training.nesterov: needs training.momentum above 0"),
+        ("--optimizer.nesterov=1 --training.momentum=0", "command line: --optimizer.nesterov: needs training.momentum above 0"),
+        ("--optimizer.name=adam", "command line: --optimizer.name: there is no optimizer 'adam'; did you mean adamw?"),
+        ("--optimizer.beta2=0.9", "command line: --optimizer.beta2 is not an option of sgd, which has nesterov"),
+        ("--optimizer.name=adamw --optimizer.nesterov=1", "command line: --optimizer.nesterov is not an option of adamw, which has beta2, eps"),
         ("--checkpoint=x.pt", "command line: --checkpoint.file: is for --training.eval_only=1; a run continues from its logging.folder by itself"),
         ("--model.arch=resnet51", "command line: --model.arch: torchvision has no classification model 'resnet51'; did you mean resnet50?"),
         ("--model.arch=fcn_resnet50", "command line: --model.arch: torchvision has no classification model 'fcn_resnet50'; did you mean resnet50?"),
@@ -98,6 +103,27 @@ def test_resume_allow_may_have_spaces(recipe: Path) -> None:
     assert load(recipe, allow).resume.allow == "training.epochs,schedule.lr"
     assert error_of(recipe, "--resume.allow=training.epochs, x") == (
         "command line: --resume.allow: x is not a setting"
+    )
+
+
+def test_the_optimizer_is_chosen_by_name(recipe: Path) -> None:
+    assert load(recipe).optimizer == SGD()
+    assert load(recipe, "--optimizer.name=adamw", "--optimizer.eps=1e-6").optimizer == AdamW(
+        eps=1e-6
+    )
+    recipe.write_text(RECIPE + "optimizer: {name: adamw, beta2: 0.95}\n")
+    assert load(recipe, "--optimizer.eps=1e-6").optimizer == AdamW(beta2=0.95, eps=1e-6)
+    assert load(recipe, "--optimizer.name=sgd").optimizer == SGD()
+    assert load(recipe, "--resume.allow=optimizer.name,optimizer.nesterov").resume.allow
+
+
+def test_nesterov_where_it_was_before(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("  epochs: 16", "  epochs: 16\n  nesterov: true"))
+    assert load(recipe).optimizer == SGD(nesterov=True)
+    assert error_of(recipe, "--optimizer.nesterov=maybe").endswith("got 'maybe'")
+    recipe.write_text(recipe.read_text() + "optimizer: {name: adamw}\n")
+    assert error_of(recipe) == (
+        "x.yaml:4: training.nesterov is not an option of adamw, which has beta2, eps"
     )
 
 
@@ -275,7 +301,9 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
         check=True,
     )
     rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines()[2:]]
-    assert [row[0].strip("`") for row in rows] == list(reader.declared(Config))
+    keys = [row[0].strip("`") for row in rows]
+    assert [key for key in keys if key in reader.declared(Config)] == list(reader.declared(Config))
+    assert sorted(keys) == sorted(reader.keys(Config))  # the options of every optimizer, too
     for row in rows:
         assert len(row) == 4, row
         assert row[3].startswith("`") or row[3][0].isupper(), row
