@@ -30,6 +30,25 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -
     return config.schedule.lr.at(epoch + step / steps_per_epoch)
 
 
+def values(config: Config, epoch: float) -> dict[str, float]:
+    """What may change from step to step, where it has a row in the schedule and where it has none.
+
+    Args:
+        config: the settings.
+        epoch: counted from 0, a step of it as a fraction.
+
+    Returns:
+        By the names of the schedule's rows: ``lr``, ``momentum``, ``weight_decay``, ... ; all but
+        ``resolution``, which holds for an epoch.
+    """
+    rows = config.schedule.rows
+    return {
+        name: rows[name].at(epoch) if name in rows else getattr(config.training, name)
+        for name in type(config.schedule).model_fields
+        if name != "resolution"
+    }
+
+
 def resolution(config: Config, epoch: int) -> int:
     """The side in pixels of the training images in an epoch: a multiple of 32."""
     return settings.resolution_at(config.schedule.resolution, epoch)

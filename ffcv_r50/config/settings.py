@@ -113,7 +113,11 @@ class Training(Options):
 
 
 class Schedule(Options):
-    """What changes during training: keyframes over epochs."""
+    """What changes during training: keyframes over epochs.
+
+    A row that may be null takes the place of the setting of the same name in `training`, has its
+    range, and is evaluated for each optimizer step. Another such row is one more field here.
+    """
 
     lr: Keyframes
     """Learning rate, evaluated for each optimizer step. `{0: 0, 2: 1.7, 88: 0}` goes in straight
@@ -124,6 +128,18 @@ class Schedule(Options):
     resolution: Keyframes
     """Side of the training images in pixels, evaluated at the start of each epoch and rounded to
     the nearest multiple of 32. Interpolated as `schedule.lr` is."""
+    momentum: Keyframes | None = None
+    """Takes the place of `training.momentum`, for each optimizer step; interpolated as
+    `schedule.lr`."""
+    weight_decay: Keyframes | None = None
+    """Takes the place of `training.weight_decay`, for each optimizer step."""
+    label_smoothing: Keyframes | None = None
+    """Takes the place of `training.label_smoothing`, for each optimizer step."""
+
+    @property
+    def rows(self) -> dict[str, Keyframes]:
+        """The rows that are there, by name."""
+        return {name: row for name, row in self if row is not None}
 
 
 class Validation(Options):
@@ -360,8 +376,11 @@ def _check(config: Config) -> None:
         low, high = getattr(config.data, name)
         if low > high:
             raise InvalidSetting(f"data.{name}", f"[{low:g}, {high:g}] is not [lowest, highest]")
-    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and not training.momentum:
-        raise InvalidSetting("optimizer.nesterov", "needs training.momentum above 0")
+    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov:
+        row = schedule.momentum
+        if not (min(row.values) if row else training.momentum):
+            where = "schedule" if row else "training"
+            raise InvalidSetting("optimizer.nesterov", f"needs {where}.momentum above 0")
     if training.batch_size % config.norm_batch_size:
         batch, norm = training.batch_size, config.norm_batch_size
         fitting = max(n for n in range(1, min(norm, batch) + 1) if batch % n == 0)
@@ -371,14 +390,20 @@ def _check(config: Config) -> None:
             f"{norm} does not divide training.batch_size {batch}; "
             f"pass --training.norm_batch_size={fitting}{other}",
         )
-    for name in ("lr", "resolution"):
-        last = getattr(schedule, name).points[-1].epoch
+    constants = reader.declared(type(training))
+    for name, row in schedule.rows.items():
+        last = row.points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
                 f"schedule.{name}",
                 f"has a keyframe at epoch {last:g}, after the end of the run "
                 f"(training.epochs is {training.epochs})",
             )
+        for value in row.values if name in constants else ():
+            try:
+                kinds.check(value, constants[name].kind)
+            except ValueError as error:
+                raise InvalidSetting(f"schedule.{name}", str(error)) from error
     end, value, _ = schedule.lr.points[-1]
     if value == 0 and 0 < end < training.epochs:
         raise InvalidSetting(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ffcv_r50 import recipe
 from ffcv_r50.config import command_line, reference, settings
+from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
@@ -90,8 +91,8 @@ def show(argv: Sequence[str]) -> None:
         console.print()
         console.print(_epochs(config, dataset))
         console.print(
-            "\nlr: of the first and the last step. GFLOP: forward and backward pass, a multiply-add\n"
-            "as two; convolutions and matrix products only.\n"
+            "\nStart, end: the first and the last step of the epoch. GFLOP: forward and backward pass, a\n"
+            "multiply-add as two; convolutions and matrix products only.\n"
         )
         console.print(_parts(config, dataset))
     reference.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
@@ -140,7 +141,10 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     training, validation, steps = config.training, config.validation, _steps(config, dataset)
     share = recipe.plan(config, world_size)
     left_out = dataset.samples - steps * training.batch_size
-    optimizer = f"{OPTIMIZERS.name_of(config.optimizer)}, momentum {training.momentum:g}"
+    rows = {name: _row(frames) for name, frames in config.schedule.rows.items()}
+    constants = {name: f" {getattr(training, name):g}" for name in ("momentum", "weight_decay")}
+    constants |= {name: " as scheduled" for name in rows if name in constants}
+    optimizer = f"{OPTIMIZERS.name_of(config.optimizer)}, momentum{constants['momentum']}"
     optimizer += "".join(
         f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
         for name, value in config.optimizer
@@ -157,12 +161,13 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     facts = {
         "network": config.model.arch + " with blurpool" * config.model.blurpool,
         "data": f"{dataset.samples:,} images, {dataset.classes:,} classes ({dataset.origin})",
-        "optimizer": f"{optimizer}; weight decay {training.weight_decay:g} {decayed}",
+        "optimizer": f"{optimizer}; weight decay{constants['weight_decay']} {decayed}",
         "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
         f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
         f"batch-norm over {config.norm_batch_size:,}{groups}",
         "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
         f"{left_out:,} images are left out, other ones each epoch",
+        **rows,
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
         "evaluation": f"each epoch at {validation.resolution} px, crop ratio "
         f"{validation.crop_ratio:g}, {averaged}; {tested}",
@@ -178,6 +183,15 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     return table
 
 
+def _short(name: str, value: float) -> str:
+    return f"{value:.6f}" if name == "lr" else f"{value:.5g}"
+
+
+def _row(frames: Keyframes) -> str:
+    """A row of the schedule as a recipe writes it."""
+    return "{" + ", ".join(f"{key}: {value}" for key, value in frames.to_yaml().items()) + "}"
+
+
 def _epochs(config: Config, dataset: Dataset) -> Table:
     steps = _steps(config, dataset)
     images = steps * config.training.batch_size
@@ -186,15 +200,17 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     unit, name = _unit(images * max(costs.values()))
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
-    lr = ("lr at\nstart", "lr at\nend")
-    for column in ("epoch", "px", *lr, "steps", "images", per_image, per_epoch):
+    changing = [name for name in config.schedule.rows if name != "resolution"]
+    words = [name.replace("_", "\n") for name in changing]
+    ends = [f"{name}\n{end}" for name in words for end in ("start", "end")]
+    for column in ("epoch", "px", *ends, "steps", "images", per_image, per_epoch):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     for epoch, size in enumerate(sizes):
+        first, last = (recipe.values(config, epoch + step / steps) for step in (0, steps - 1))
         table.add_row(
             str(epoch),
             str(size),
-            f"{recipe.learning_rate(config, epoch, 0, steps):.6f}",
-            f"{recipe.learning_rate(config, epoch, steps - 1, steps):.6f}",
+            *[_short(name, values[name]) for name in changing for values in (first, last)],
             f"{steps:,}",
             f"{images:,}",
             f"{costs[size] / 1e9:,.3f}",
@@ -204,7 +220,7 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     total = images * sum(costs[size] for size in sizes)
     table.add_row(
         "all",
-        *[""] * 3,
+        *[""] * (1 + len(ends)),
         f"{steps * len(sizes):,}",
         f"{images * len(sizes):,}",
         f"{total / images / len(sizes) / 1e9:,.3f}",

@@ -11,7 +11,7 @@ from ffcv_r50.config import reader, settings
 from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
-from ffcv_r50.optim import SGD, AdamW
+from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW
 
 RECIPE = """\
 model: {arch: resnet18}
@@ -63,6 +63,12 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--checkpoint.every=1e999 minutes", "command line: --checkpoint.every: expected '500 steps' or '10 minutes', got '1e999 minutes'"),
         ("--schedule.resolution={0: 160, 14: 160, 16: 224}", "command line: --schedule.resolution: the ramp never reaches 224: the epochs train at 160, 192; move the keyframe to an earlier epoch or remove it"),
         ("--schedule.resolution={0: 128, 4: 128, 4.5: 224, 5: 128}", "command line: --schedule.resolution: the ramp never reaches 224: the epochs train at 128; move the keyframe to an earlier epoch or remove it"),
+        ("--schedule.momentum={0: 0.9, 16: 1}", "command line: --schedule.momentum: expected a number at least 0 and below 1, got 1"),
+        ("--schedule.weight_decay={0: -1e-4}", "command line: --schedule.weight_decay: expected a number at least 0, got -0.0001"),
+        ("--schedule.label_smoothing={0: 0, 20: 0.1}", "command line: --schedule.label_smoothing: has a keyframe at epoch 20, after the end of the run (training.epochs is 16)"),
+        ("--schedule.momentum={0: 0.9, 8: 0} --optimizer.nesterov=1", "command line: --optimizer.nesterov: needs schedule.momentum above 0"),
+        ("--schedule.momentum=0.9", "command line: --schedule.momentum: expected a table of keyframes {epoch: value, ...} or null, got '0.9'"),
+        ("--schedule.seed={0: 1}", "command line: --schedule.seed is not a setting; did you mean --training.seed?"),
         ("--data.crop_scale=[1, 0.5]", "command line: --data.crop_scale: [1, 0.5] is not [lowest, highest]"),
         ("--data.crop_ratio=[2, 0.5]", "command line: --data.crop_ratio: [2, 0.5] is not [lowest, highest]"),
         ("--training.nesterov=1 --training.momentum=0", "command line: --training.nesterov: needs training.momentum above 0"),
@@ -207,6 +213,14 @@ def test_the_interpolation_survives_the_scaling(recipe: Path) -> None:
     assert max(scaled.schedule.lr.values) == 3.4
 
 
+def test_the_kinds_of_segments_survive_the_scaling(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("16: 0}", "8: exponential 0.1, 16: cosine 0}"))
+    scaled = load(recipe, "--training.batch_size=1024")
+    assert scaled.schedule.lr == Keyframes(
+        {0: 0.00017 / 4, 2: 1.7 / 4, 8: "exponential 0.025", 16: "cosine 0"}
+    )
+
+
 @pytest.mark.parametrize("size", ["4096", "4096 "])
 def test_the_recipes_own_batch_size_changes_nothing(recipe: Path, size: str) -> None:
     same = load(recipe, f"--training.batch_size={size.strip()}")
@@ -272,6 +286,9 @@ def test_what_is_written_loads_alone_to_an_equal_config(recipe: Path, tmp_path: 
         "--training.precision=bf16",
         "--training.eval_only=1",
         "--schedule.resolution={0: 128, 0.5: 160, 16: 160, interpolation: step}",
+        "--schedule.momentum={0: 0.95, 5: cosine 0.85, 16: power 2 0.9}",
+        "--optimizer.name=adamw",
+        "--optimizer.eps=1e-6",
         "--validation.tta=flip",
         "--logging.folder=runs/null",
         "--dist.timeout_seconds=7",
@@ -289,8 +306,10 @@ def test_what_is_written_loads_alone_to_an_equal_config(recipe: Path, tmp_path: 
 
 def test_the_written_file_names_every_setting(recipe: Path, tmp_path: Path) -> None:
     written = tmp_path / "config.yaml"
-    written.write_text(load(recipe).to_yaml())
-    assert set(reader.from_file(Config, str(written))) == set(reader.declared(Config))
+    for name in OPTIMIZERS.names:
+        written.write_text(load(recipe, f"--optimizer.name={name}").to_yaml())
+        known = reader.declared(Config, {"optimizer.name": name})
+        assert set(reader.from_file(Config, str(written))) == set(known)
 
 
 def test_the_reference_documents_every_setting_in_a_sentence() -> None:
