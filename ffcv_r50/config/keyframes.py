@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import CoreSchema, core_schema
 
-from ffcv_r50.config.kinds import parse_number
+from ffcv_r50.config.kinds import NUMBER, parse_number
 from ffcv_r50.errors import nearest
 
 KINDS = ("linear", "cosine", "step", "exponential", "power N")
@@ -91,6 +91,23 @@ class Keyframes:
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
         """A setting of this type takes an instance; :meth:`from_pairs` makes it from a file's text."""
         return core_schema.is_instance_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _core: Any, _handler: Any) -> dict[str, Any]:
+        """The table that a file has."""
+        number, words = NUMBER.pattern, "|".join(KINDS[:-1])
+        kind = rf"({words}|power +{number})"
+        text = {"type": "string", "pattern": rf"^{kind} +{number}$"}
+        return {
+            "type": "object",
+            "properties": {
+                "0": {"type": "number"},
+                "interpolation": {"type": "string", "pattern": f"^{kind}$"},
+            },
+            "patternProperties": {f"^{number}$": {"anyOf": [{"type": "number"}, text]}},
+            "additionalProperties": False,
+            "required": ["0"],
+        }
 
     @staticmethod
     def from_pairs(pairs: list[tuple[str, str]]) -> "Keyframes":

@@ -99,8 +99,13 @@ def show(argv: Sequence[str]) -> None:
 
 
 def _header(path: Path) -> list[str]:
-    """The first paragraph of the comment that the file begins with; else its name."""
+    """The first paragraph of the comment that the file begins with; else its name.
+
+    A first line that tells editors which schema the file has is none of it.
+    """
     lines = path.read_text("utf-8-sig").splitlines()
+    if lines and lines[0].startswith("# yaml-language-server:"):
+        del lines[0]
     comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
     return [line.removeprefix("#").strip() for line in comment] or [str(path)]
 
