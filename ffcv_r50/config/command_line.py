@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ffcv_r50.config import reader, reference, strict_yaml
+from ffcv_r50.config import declaration, reader, reference, strict_yaml
 from ffcv_r50.errors import UserError
 from ffcv_r50.registry import Options
 
@@ -27,7 +27,7 @@ def split(argv: Sequence[str], *programs: type[Options]) -> dict[str, list[str]]
     switches = {
         key
         for cls in programs
-        for key, s in reader.declared(cls).items()
+        for key, s in declaration.declared(cls).items()
         if s.kind is bool and "." not in key
     }
     found: dict[str, list[str]] = {}
@@ -60,8 +60,8 @@ def take(cls: type[T], words: dict[str, list[str]]) -> T:
     Raises:
         UserError: a value of another type, or a required option that is missing.
     """
-    own = {key: words.pop(key) for key in reader.declared(cls) if key in words}
-    return reader.build(cls, reader.from_arguments(cls, own))
+    own = {key: words.pop(key) for key in declaration.declared(cls) if key in words}
+    return declaration.build(cls, reader.from_arguments(cls, own))
 
 
 def read(cls: type[T], argv: Sequence[str], usage: str = "") -> T:
@@ -73,10 +73,10 @@ def read(cls: type[T], argv: Sequence[str], usage: str = "") -> T:
         usage: what ``--help`` prints above the reference.
 
     Raises:
-        UserError: see :func:`split`, :func:`reader.from_arguments`, :func:`reader.build`.
+        UserError: see :func:`split`, :func:`reader.from_arguments`, :func:`declaration.build`.
     """
     words = split(argv, cls)
     if "help" in words:
         reference.print_page(reference.help_text(cls, usage))
         raise SystemExit(0)
-    return reader.build(cls, reader.from_arguments(cls, words))
+    return declaration.build(cls, reader.from_arguments(cls, words))

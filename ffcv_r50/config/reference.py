@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from ffcv_r50.config import kinds, reader
+from ffcv_r50.config import declaration, kinds
 from ffcv_r50.config.kinds import listed_registry_of, registry_of
 from ffcv_r50.registry import Options
 
@@ -18,7 +18,7 @@ def _rows(
     cls: type[Options], prefix: str = "", of: str = ""
 ) -> Iterator[tuple[str, str, str, str]]:
     """Key, type, default and documentation of each setting, and of all things that have a name."""
-    for key, kind, default, text in reader.fields(cls):
+    for key, kind, default, text in declaration.fields(cls):
         full = f"{prefix}{key}"
         if kinds.is_section(kind):
             yield from _rows(kind, f"{full}.")

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from ffcv_r50.config import kinds, reader
+from ffcv_r50.config import declaration, kinds
+from ffcv_r50.config.declaration import Setting
 from ffcv_r50.config.kinds import listed_registry_of, registry_of
-from ffcv_r50.config.reader import Setting
 from ffcv_r50.registry import Options, Registry
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,7 +30,7 @@ def schema(cls: type[Options], title: str) -> dict[str, Any]:
 
 def _table(cls: type[Options], name: str = "", needs_name: bool = True) -> dict[str, Any]:
     """A table of settings; of a thing, its ``name`` is one of them."""
-    fields = list(reader.fields(cls))
+    fields = list(declaration.fields(cls))
     required = [field.key for field in fields if field.is_required]
     properties = {field.key: _setting(field) for field in fields}
     if name:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, PrivateAttr
 
-from ffcv_r50.config import command_line, kinds, reader, reference
+from ffcv_r50.config import command_line, declaration, kinds, reader, reference
+from ffcv_r50.config.declaration import Given
 from ffcv_r50.config.keyframes import Keyframes
-from ffcv_r50.config.reader import Given
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
 from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
 from ffcv_r50.registry import Options, Range
@@ -284,7 +284,7 @@ class Config(Options):
 
     def to_yaml(self) -> str:
         """Every setting with its value; loaded alone, it gives an equal Config."""
-        return reader.to_yaml(self)
+        return declaration.to_yaml(self)
 
     @property
     def norm_batch_size(self) -> int:
@@ -331,10 +331,10 @@ def resolve(words: Mapping[str, Sequence[str]], *, needs_data: bool = True) -> C
     path = command_line.take(_Recipe, overrides).config
     recipe = {} if path is None else reader.from_file(Config, path)
     arguments = reader.from_arguments(Config, overrides, recipe)
-    given = reader.merge(Config, recipe, arguments)
+    given = declaration.merge(Config, recipe, arguments)
     notices = _adapt_to_batch_size(recipe, arguments, given)
     hint = "" if path else "name a recipe: --config rcp/rn50_16ep.yaml"
-    config = reader.build(Config, given, hint)
+    config = declaration.build(Config, given, hint)
     if needs_data:
         _check_data(config)
     config._notices = notices
@@ -390,7 +390,7 @@ def _check(config: Config) -> None:
             f"{norm} does not divide training.batch_size {batch}; "
             f"pass --training.norm_batch_size={fitting}{other}",
         )
-    constants = reader.declared(type(training))
+    constants = declaration.declared(type(training))
     for name, row in schedule.rows.items():
         last = row.points[-1].epoch
         if last > training.epochs:
@@ -443,7 +443,7 @@ def _check(config: Config) -> None:
             "checkpoint.every",
             f"expected '500 steps' or '10 minutes', got '{config.checkpoint.every}'",
         ) from None
-    known = reader.keys(Config)
+    known = declaration.keys(Config)
     for key in filter(None, config.resume.allow.split(",")):
         if key not in known:
             near = nearest(key, known)

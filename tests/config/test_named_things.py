@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from pydantic import model_validator
 
-from ffcv_r50.config import command_line, reader, reference
+from ffcv_r50.config import command_line, declaration, reader, reference
 from ffcv_r50.errors import InvalidSetting, UserError
 from ffcv_r50.registry import Options, Range, Registry
 
@@ -93,7 +93,7 @@ def read(tmp_path: Path, text: str, *argv: str) -> Bakery:
     path.write_text(text)
     given = reader.from_file(Bakery, str(path))
     above = reader.from_arguments(Bakery, command_line.split(argv), given)
-    return reader.build(Bakery, reader.merge(Bakery, given, above))
+    return declaration.build(Bakery, declaration.merge(Bakery, given, above))
 
 
 def error_of(tmp_path: Path, text: str, *argv: str) -> str:
@@ -211,10 +211,10 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
             guests=("null", "[x"),
         ),
     ):
-        text = reader.to_yaml(bakery)
+        text = declaration.to_yaml(bakery)
         assert read(tmp_path, text) == bakery
-        assert reader.to_yaml(read(tmp_path, text)) == text
-    assert reader.to_yaml(Bakery(toppings=(Cherry(),))).endswith(
+        assert declaration.to_yaml(read(tmp_path, text)) == text
+    assert declaration.to_yaml(Bakery(toppings=(Cherry(),))).endswith(
         "glaze: {name: sugar, vanilla: false}\ntoppings:\n- cherry: {}\nguests: []\nopen: false\n"
     )
 
@@ -246,7 +246,7 @@ def test_errors_name_the_key_that_was_written(
 
 
 def test_every_key_and_its_default() -> None:
-    assert {key: s.default for key, s in reader.declared(Bakery).items()} == {
+    assert {key: s.default for key, s in declaration.declared(Bakery).items()} == {
         "cake.eggs": 3,
         "cake.dry": False,
         "glaze.name": "sugar",
@@ -255,8 +255,8 @@ def test_every_key_and_its_default() -> None:
         "guests": (),
         "open": False,
     }
-    assert "glaze.cocoa" in reader.declared(Bakery, {"glaze.name": "chocolate"})
-    assert reader.keys(Bakery) >= {"glaze.vanilla", "glaze.cocoa", "glaze.layers"}
+    assert "glaze.cocoa" in declaration.declared(Bakery, {"glaze.name": "chocolate"})
+    assert declaration.keys(Bakery) >= {"glaze.vanilla", "glaze.cocoa", "glaze.layers"}
 
 
 def test_the_reference_has_the_options_of_all() -> None:
@@ -279,7 +279,7 @@ def test_a_class_that_is_registered_later_works_by_name(tmp_path: Path) -> None:
     try:
         bakery = read(tmp_path, "glaze: {name: honey, spoons: 5}")
         assert bakery.glaze == Honey(spoons=5)
-        assert read(tmp_path, reader.to_yaml(bakery)) == bakery
+        assert read(tmp_path, declaration.to_yaml(bakery)) == bakery
         assert "| `glaze.spoons` | integer | 2 | `honey`: Of it. |" in reference.table(Bakery)
     finally:
         del GLAZES._classes["honey"]

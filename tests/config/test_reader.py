@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 from pydantic import PrivateAttr
 
-from ffcv_r50.config import command_line, reader, reference
+from ffcv_r50.config import command_line, declaration, reader, reference
+from ffcv_r50.config.declaration import Given
 from ffcv_r50.config.keyframes import Keyframes
-from ffcv_r50.config.reader import Given
 from ffcv_r50.errors import InvalidSetting, UserError
 from ffcv_r50.registry import Options, Range
 
@@ -54,7 +54,7 @@ class Kitchen(Options):
 def from_yaml(tmp_path: Path, text: str) -> Kitchen:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    return reader.build(Kitchen, reader.from_file(Kitchen, str(path)))
+    return declaration.build(Kitchen, reader.from_file(Kitchen, str(path)))
 
 
 def error_of_yaml(tmp_path: Path, text: str) -> str:
@@ -140,7 +140,7 @@ def test_an_empty_text_is_for_strings_that_are_empty_by_default(tmp_path: Path) 
     path.write_text("oven: {heat: 1, name: 007}")
     given = reader.from_file(Kitchen, str(path))
     given |= reader.from_arguments(Kitchen, command_line.split(["--oven.name="]))
-    assert reader.build(Kitchen, given).oven.name == ""
+    assert declaration.build(Kitchen, given).oven.name == ""
     assert error_of("--oven.heat=1", "--oven.maker=").endswith("expected a string, got nothing")
 
 
@@ -165,7 +165,7 @@ def test_later_sources_win_and_defaults_fill_in(tmp_path: Path) -> None:
         **reader.from_file(Kitchen, str(path)),
         **reader.from_arguments(Kitchen, words),
     }
-    assert reader.build(Kitchen, given) == Kitchen(oven=Oven(heat=200, minutes=5))
+    assert declaration.build(Kitchen, given) == Kitchen(oven=Oven(heat=200, minutes=5))
     assert given["oven.minutes"] == Given(5, f"{path}:1: oven.minutes")
 
 
@@ -320,7 +320,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, name: str) -> None:
             ramp=Keyframes({0: 1e-7, 0.5: 3, 88: 0}, "step"),
         ),
     )
-    text = reader.to_yaml(kitchen)
+    text = declaration.to_yaml(kitchen)
     assert from_yaml(tmp_path, text) == kitchen
     assert text.index("heat") < text.index("fan") < text.index("cook")  # as declared
 
@@ -333,7 +333,7 @@ def test_help_prints_every_setting_and_exits_with_0(capsys: pytest.CaptureFixtur
     assert page.startswith("usage: bake\n")
     assert "  --oven.heat  (number above 0 and at most 300; required)\n      Degrees.\n" in page
     assert "  --oven.minutes  (integer; 10)\n      How long. Counted from when it is hot.\n" in page
-    assert all(f"  --{key}  (" in page for key in reader.declared(Kitchen))
+    assert all(f"  --{key}  (" in page for key in declaration.declared(Kitchen))
 
 
 def test_the_reference_is_a_table_of_every_setting() -> None:
@@ -344,4 +344,4 @@ def test_the_reference_is_a_table_of_every_setting() -> None:
         "| `oven.window` | list of two numbers at least 0 | [0, 0.333333] | From and to. |" in rows
     )
     assert "| `cook` | string or null | null | Who. |" in rows
-    assert [row.split("`")[1] for row in rows[2:]] == list(reader.declared(Kitchen))
+    assert [row.split("`")[1] for row in rows[2:]] == list(declaration.declared(Kitchen))

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from ffcv_r50.config import reader, schema
+from ffcv_r50.config import declaration, reader, schema
 from ffcv_r50.config.settings import Config
 from ffcv_r50.registry import Options, Range, Registry
 
@@ -67,7 +67,7 @@ def test_every_recipe_is_taken_and_names_it_in_its_first_line(path: Path) -> Non
 
 
 def test_what_a_run_writes_is_taken() -> None:
-    config = reader.build(Config, reader.from_yaml(Config, GOOD, "x.yaml"))
+    config = declaration.build(Config, reader.from_yaml(Config, GOOD, "x.yaml"))
     CHECK.validate(as_editors_read(config.to_yaml()))
 
 

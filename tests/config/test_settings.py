@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import declaration, reader, settings
 from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
@@ -264,7 +264,7 @@ def test_environment_variables_are_never_read(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = load(recipe)
-    for key in reader.declared(Config):
+    for key in declaration.declared(Config):
         for name in (key, key.upper(), key.rpartition(".")[2], key.replace(".", "_").upper()):
             monkeypatch.setenv(name, "1")
     assert load(recipe) == before
@@ -308,7 +308,7 @@ def test_the_written_file_names_every_setting(recipe: Path, tmp_path: Path) -> N
     written = tmp_path / "config.yaml"
     for name in OPTIMIZERS.names:
         written.write_text(load(recipe, f"--optimizer.name={name}").to_yaml())
-        known = reader.declared(Config, {"optimizer.name": name})
+        known = declaration.declared(Config, {"optimizer.name": name})
         assert set(reader.from_file(Config, str(written))) == set(known)
 
 
@@ -321,8 +321,10 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
     )
     rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines()[2:]]
     keys = [row[0].strip("`") for row in rows]
-    assert [key for key in keys if key in reader.declared(Config)] == list(reader.declared(Config))
-    assert sorted(keys) == sorted(reader.keys(Config))  # the options of every optimizer, too
+    assert [key for key in keys if key in declaration.declared(Config)] == list(
+        declaration.declared(Config)
+    )
+    assert sorted(keys) == sorted(declaration.keys(Config))  # the options of every optimizer, too
     for row in rows:
         assert len(row) == 4, row
         assert row[3].startswith("`") or row[3][0].isupper(), row
@@ -335,7 +337,7 @@ def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert not stopped.value.code
     page = capsys.readouterr().out
     assert page.startswith("usage: train_imagenet.py --config FILE")
-    assert all(f"--{key} " in page for key in reader.declared(Config))
+    assert all(f"--{key} " in page for key in declaration.declared(Config))
 
 
 # -------------------------------------------------------------------------- ffcv-imagenet's names
@@ -372,4 +374,4 @@ def test_what_the_hints_recommend_is_accepted(recipe: Path) -> None:
     load(recipe, "--schedule.resolution={0: 160, 11: 160, 13: 192}", "--validation.tta=flip")
     load(recipe, "--schedule.lr={0: 0, 2: 1.7, 16: 0}", "--model.blurpool=true")
     load(recipe, "--schedule.lr={0: 0.1, 30: 0.01, interpolation: step}", "--training.epochs=90")
-    assert not set(settings.FFCV_IMAGENET_NAMES) & set(reader.declared(Config))
+    assert not set(settings.FFCV_IMAGENET_NAMES) & set(declaration.declared(Config))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ffcv_r50 import models, optim
-from ffcv_r50.config import reader
+from ffcv_r50.config import declaration, reader
 from ffcv_r50.config.settings import Config
 from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW, Optimizer
 
@@ -212,9 +212,12 @@ def test_an_optimizer_that_registers_itself_works_by_name() -> None:
             "training: {epochs: 1, batch_size: 1}\noptimizer: {name: signs, gain: 0.5}\n"
             "schedule: {lr: {0: 1}, resolution: {0: 32}}"
         )
-        config = reader.build(Config, reader.from_yaml(Config, text, "x.yaml"))
+        config = declaration.build(Config, reader.from_yaml(Config, text, "x.yaml"))
         assert config.optimizer == Signs(gain=0.5)
-        assert reader.build(Config, reader.from_yaml(Config, config.to_yaml(), "y.yaml")) == config
+        assert (
+            declaration.build(Config, reader.from_yaml(Config, config.to_yaml(), "y.yaml"))
+            == config
+        )
         groups = optim.parameter_groups(nn.Linear(3, 2), False)
         assert isinstance(config.optimizer.build(groups, momentum=0.9), torch.optim.Rprop)
     finally:
