@@ -122,8 +122,14 @@ def missing_keys(cls: type[Options], given: Mapping[str, Given]) -> list[str]:
     return [key for key, setting in known.items() if setting.is_required and key not in given]
 
 
-def build(cls: type[T], given: Mapping[str, Given], hint: str = "") -> T:
+def build(cls: type[T], given: Mapping[str, Given], hint: str = "", where: str = "") -> T:
     """The declared class from what was given and defaults for the rest.
+
+    Args:
+        cls: the declaration.
+        given: by key.
+        hint: what to do about a required setting that is missing.
+        where: what an error begins with that is about none of those given; else it is the key.
 
     Raises:
         UserError: a required setting is missing, or the class refuses the combination.
@@ -136,7 +142,7 @@ def build(cls: type[T], given: Mapping[str, Given], hint: str = "") -> T:
     try:
         return _make(cls, {key: g.value for key, g in given.items()}, "")
     except InvalidSetting as error:
-        place = given[error.key].place if error.key in given else error.key
+        place = given[error.key].place if error.key in given else where or error.key
         raise UserError(f"{place}: {error.message}") from error
 
 

@@ -51,7 +51,7 @@ def from_yaml(cls: type[Options], text: str, where: str) -> dict[str, Given]:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: {strict_yaml.problem(error)}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not a YAML text file") from error
+        raise UserError(f"{where}: {strict_yaml.problem(error)}") from error
 
     def at(key: str, node: yaml.Node) -> str:
         return f"{where}:{node.start_mark.line + 1}" + (f": {key}" if key else "")
@@ -84,14 +84,12 @@ def from_arguments(
             raise _unknown(place, key, cls, names, dashes="--")
         if key in given or (len(texts) > 1 and not kinds.is_text_list(known[key].kind)):
             raise UserError(f"{place}: is given twice")
-        if (
-            texts == [""] and known[key].default == ""
-        ):  # back to the default, which no other text is
+        if texts == [""] == [known[key].default]:  # back to the default, which no other text is
             given[key] = Given("", place)
             continue
         try:
             node = _argument(texts, known[key].kind)
-        except yaml.MarkedYAMLError as error:
+        except yaml.YAMLError as error:
             raise UserError(f"{place}: {strict_yaml.problem(error)}") from error
         given[key] = _convert(node, known[key], place, lambda key, _: f"command line: --{key}")
     return given
@@ -157,7 +155,7 @@ def _listed(
         given = {} if _is_empty(options) else _table(options, cls, inside, name.value)
         if missing := missing_keys(cls, given):
             raise UserError(f"{inside(missing[0], name)} is missing")
-        found.append(build(cls, given))
+        found.append(build(cls, given, where=inside("", name)))
     return tuple(found)
 
 

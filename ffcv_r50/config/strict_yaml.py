@@ -22,8 +22,10 @@ def compose(text: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=_Loader)
 
 
-def problem(error: yaml.MarkedYAMLError) -> str:
+def problem(error: yaml.YAMLError) -> str:
     """What is wrong, as an error says it."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return "not a YAML text file"
     return f"{error.problem}" if isinstance(error, _TooMuch) else f"not YAML: {error.problem}"
 
 

@@ -29,6 +29,8 @@ class Sugar(Glaze):
 
     vanilla: bool = False
     """With vanilla."""
+    layers: int = 1
+    """Laid over each other."""
 
 
 @GLAZES.register("chocolate")
@@ -55,6 +57,12 @@ class Nuts(Topping):
     """How many."""
     kind: str = "hazel"
     """Which."""
+
+    @model_validator(mode="after")
+    def _exist(self) -> "Nuts":
+        if self.kind == "dough":
+            raise ValueError("those are none")
+        return self
 
 
 @TOPPINGS.register("cherry")
@@ -121,6 +129,8 @@ def error_of(tmp_path: Path, text: str, *argv: str) -> str:
         ("glaze: {vanilla: true}", ["--glaze.name=sugar"], Sugar(vanilla=True)),
         # Another choice: the options of the old one go.
         ("glaze: {name: chocolate, cocoa: 0.5}", ["--glaze.name=sugar"], Sugar()),
+        ("glaze: {name: chocolate, layers: 3}", ["--glaze.name=sugar"], Sugar()),
+        ("glaze: {layers: 3}", ["--glaze.name=chocolate"], Chocolate()),
         ("glaze: {vanilla: true}", ["--glaze.name=chocolate"], Chocolate()),
         ("glaze: {vanilla: true}", ["--glaze.name=chocolate", "--glaze.layers=2"], Chocolate(layers=2)),
     ],
@@ -137,12 +147,12 @@ def test_one_by_name(tmp_path: Path, text: str, argv: list[str], glaze: Glaze) -
         ("glaze:\n  name: chocolat\n", [], "x.yaml:2: glaze.name: there is no glaze 'chocolat'; did you mean chocolate?"),
         ("glaze:\n  cocoa: 1\n  name: x\n", [], "x.yaml:3: glaze.name: there is no glaze 'x'; choose sugar or chocolate"),
         ("glaze:\n  name: [sugar]\n", [], "x.yaml:2: glaze.name: expected sugar or chocolate, got a list"),
-        ("glaze:\n  cocoa: 1\n", [], "x.yaml:2: glaze.cocoa is not an option of sugar, which has vanilla"),
+        ("glaze:\n  cocoa: 1\n", [], "x.yaml:2: glaze.cocoa is not an option of sugar, which has vanilla, layers"),
         ("glaze:\n  vanilla: 1\n  name: chocolate\n", [], "x.yaml:2: glaze.vanilla is not an option of chocolate, which has cocoa, layers"),
         ("glaze:\n  name: chocolate\n  cacao: 1\n", [], "x.yaml:3: glaze.cacao is not an option of chocolate, which has cocoa, layers"),
         ("glaze:\n  name: chocolate\n  cocoa: 2\n", [], "x.yaml:3: glaze.cocoa: expected a number above 0 and at most 1, got 2"),
         ("glaze: {name: chocolate}", ["--glaze.vanilla=1"], "command line: --glaze.vanilla is not an option of chocolate, which has cocoa, layers"),
-        ("", ["--glaze.cocoa=1"], "command line: --glaze.cocoa is not an option of sugar, which has vanilla"),
+        ("", ["--glaze.cocoa=1"], "command line: --glaze.cocoa is not an option of sugar, which has vanilla, layers"),
         ("", ["--glaze.name=suger"], "command line: --glaze.name: there is no glaze 'suger'; did you mean sugar?"),
         ("glaze: chocolate", [], "x.yaml:1: expected a table of settings"),
         ("glaze: {name: chocolate, layers: 10}", [], "glaze: no cake carries so many"),
@@ -181,6 +191,7 @@ def test_several_by_name_in_their_order(
         ("{nuts: {grams: '1'}}", "toppings: nuts.grams: expected an integer at least 1, got the quoted text \"1\""),
         ("{nuts: {grams: 1, grams: 1}}", "toppings: nuts.grams: is given twice, first in line {line}"),
         ("{nuts: {}}", "toppings: nuts.grams is missing"),
+        ("{nuts: {grams: 1, kind: dough}}", "toppings: nuts: those are none"),
         ("{nuts: 3}", "toppings: nuts: expected a table of settings"),
         ("{nuts: {grams: 1}, cherry: {}}", "toppings: expected one {name: {option: value}} a row"),
         ("cherry", "toppings: expected one {name: {option: value}} a row"),
@@ -215,7 +226,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
         assert read(tmp_path, text) == bakery
         assert declaration.to_yaml(read(tmp_path, text)) == text
     assert declaration.to_yaml(Bakery(toppings=(Cherry(),))).endswith(
-        "glaze: {name: sugar, vanilla: false}\ntoppings:\n- cherry: {}\nguests: []\nopen: false\n"
+        "glaze: {name: sugar, vanilla: false, layers: 1}\ntoppings:\n- cherry: {}\nguests: []\nopen: false\n"
     )
 
 
@@ -251,6 +262,7 @@ def test_every_key_and_its_default() -> None:
         "cake.dry": False,
         "glaze.name": "sugar",
         "glaze.vanilla": False,
+        "glaze.layers": 1,
         "toppings": (),
         "guests": (),
         "open": False,

@@ -269,6 +269,7 @@ def test_errors_of_a_file_name_file_line_and_key(tmp_path: Path, text: str, mess
         (["--oven.heat=1", "--oven.ramp={0: !!int 1}"], "command line: --oven.ramp: expected no tags, got 'tag:yaml.org,2002:int'"),
         (["-v"], "command line: '-v' is not a setting; write --section.key=value"),
         (["--oven.heat=1", "--oven.ramp={0: 1"], "command line: --oven.ramp: not YAML: expected ',' or '}', but got '<stream end>'"),
+        (["--oven.heat=1", "--oven.ramp={0: \udcff}"], "command line: --oven.ramp: not a YAML text file"),
         (["--oven.heat=1", "--oven.ramp=[1]"], "command line: --oven.ramp: expected a table of keyframes {epoch: value, ...}, got a list"),
         (["--oven.heat=1", "--oven.window=0,1"], "command line: --oven.window: expected a list of two numbers at least 0, got '0,1'"),
         (["--oven.heat=1", "--oven.fan=on"], "command line: --oven.fan: expected true or false, got 'on'"),
