@@ -51,8 +51,8 @@ def main() -> None:
             ours, ddp = (statistics.median(seconds[kind]) for kind in kinds)
             row = {"ours_seconds": ours, "ddp_seconds": ddp, "ratio": ddp / ours}
             print(f"ours {ours:.3f} s a step, DDP {ddp:.3f} s: {ddp / ours:.2f}x")
-            if options.json:
-                Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
+            if options.json_file:
+                Path(options.json_file).write_text(json.dumps(row, indent=1) + "\n")
 
 
 def with_ddp(bench: Bench) -> Callable[[int], None]:

@@ -23,7 +23,6 @@ folder, and its command is printed. The disk is filled through a small tmpfs, wh
 to mount one; where that is missing a line says so and the kind is left out.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -41,20 +40,21 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import trainer
-from ffcv_r50.config import settings
-from ffcv_r50.config.command_line import Parser
+from ffcv_r50.config import command_line, settings
 from ffcv_r50.errors import FAULT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with
 from ffcv_r50.logs.console import duration
+from ffcv_r50.registry import Options, Range
 from ffcv_r50.run.checkpoint import LAST, PREVIOUS
 from ffcv_r50.training.protocols import Batch, Step
 from writers import writing
@@ -82,13 +82,30 @@ TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_secon
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
+class Broken(Options):
+    """What is broken, and where it is kept."""
+
+    rounds: Annotated[int, Range(at_least=1)] = 100
+    """Runs to break."""
+    ranks: Annotated[int, Range(at_least=2, at_most=9)] = 4
+    """Processes of a run."""
+    seed: int = 0
+    """Of the kinds and the moments."""
+    only: int | None = None
+    """Repeat this one round."""
+    keep: str | None = None
+    """Folder for data and failing rounds; stays."""
+    json_file: Annotated[str | None, Field(alias="json")] = None
+    """File for the counts."""
+
+
 def main() -> int:
     """Break, continue, compare, report; 0 if every round was survived."""
-    options = _options()
+    options = command_line.read(Broken, sys.argv[1:], usage=__doc__ or "")
     # One thread: another number of threads would add in another order.
     os.environ["OMP_NUM_THREADS"] = "1"
     console = Console(highlight=False, soft_wrap=True)
-    kept = options.keep or Path(tempfile.mkdtemp(prefix="faults-"))
+    kept = Path(options.keep or tempfile.mkdtemp(prefix="faults-"))
     kept.mkdir(parents=True, exist_ok=True)
     bench = Bench(kept, options.ranks)
     bench.prepare()
@@ -128,28 +145,12 @@ def main() -> int:
         "steps_lost_max": max(lost, default=0),
     }
     console.print("  ".join(f"{key} {value}" for key, value in row.items()))
-    if options.json:
-        options.json.write_text(json.dumps(row, indent=1) + "\n")
+    if options.json_file:
+        Path(options.json_file).write_text(json.dumps(row, indent=1) + "\n")
     survived = row["rounds"] == row["survived"] == row["bit_identical"]
     if survived and not options.keep:
         shutil.rmtree(kept)
     return FINISHED if survived else FAULT
-
-
-def _options() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="runs to break")
-    parser.add_argument("--ranks", type=int, default=4, help="processes of a run, up to 9")
-    parser.add_argument("--json", type=Path, help="file for the counts")
-    parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")
-    parser.add_argument("--keep", type=Path, help="folder for data and failing rounds; stays")
-    parser.add_argument("--only", type=int, help="repeat this one round")
-    options = parser.parse_args()
-    if options.rounds < 1:
-        raise UserError(f"--rounds={options.rounds}: expected at least 1")
-    if not 2 <= options.ranks <= 9:
-        raise UserError(f"--ranks={options.ranks}: expected 2 to 9")
-    return options
 
 
 def _spread(kinds: dict[str, "Hit"], rounds: int, seed: int) -> list[str]:

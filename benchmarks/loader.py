@@ -18,7 +18,6 @@ counted. The first batch's time runs from making the loader, imports done, in a 
 first one fills caches).
 """
 
-import argparse
 import importlib.util
 import json
 import multiprocessing
@@ -31,10 +30,13 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from ffcv_r50.config.command_line import Parser
+from pydantic import Field
+
+from ffcv_r50.config import command_line
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.registry import Options, Range
 
 LOADERS = {
     "stock_ffcv": "FFCV",
@@ -50,6 +52,32 @@ Epoch = Callable[[int], Iterator[int]]
 """From a resolution to the sizes of the batches of an epoch, as they are made."""
 
 
+Count = Annotated[int, Range(at_least=1)]
+
+
+class Measured(Options):
+    """What is measured."""
+
+    images: str
+    """A tree `DIR/<class>/<image>`."""
+    resolution: str = "128,160,192,224"
+    """Sides in pixels, separated by commas."""
+    workers: Count = os.cpu_count() or 1
+    """Threads, and cores."""
+    rounds: Count = 3
+    """Measurements of each loader."""
+    images_per_round: Count = 8000
+    """At least so many."""
+    batch_size: Count = 512
+    """Images of a batch."""
+    json_file: Annotated[str | None, Field(alias="json")] = None
+    """Write the rows of the table here."""
+    chart: str | None = None
+    """Draw a bar chart here (needs matplotlib)."""
+    work_folder: str | None = None
+    """Where the files are written, and removed afterwards; null stands for the system's."""
+
+
 class Task(NamedTuple):
     """What a loader is to do."""
 
@@ -61,7 +89,7 @@ class Task(NamedTuple):
 
 def main() -> None:
     """Write the files, measure, report."""
-    options = _options()
+    options = command_line.read(Measured, sys.argv[1:], usage=__doc__ or "")
     try:
         resolutions = [int(text) for text in options.resolution.split(",")]
     except ValueError:
@@ -71,14 +99,14 @@ def main() -> None:
     names = [name for name in LOADERS if name != "dali" or _has_dali()]
     with tempfile.TemporaryDirectory(dir=options.work_folder) as folder:
         task = Task(Path(folder), options.batch_size, options.workers)
-        count = _write(options.images, task, options.images_per_round)
+        count = _write(Path(options.images), task, options.images_per_round)
         print(f"{count} images a round, {options.rounds} rounds, {options.workers} workers")
         rows = _measure(names, task, resolutions, options.rounds)
     print(_table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.json_file:
+        Path(options.json_file).write_text(json.dumps(rows, indent=1) + "\n")
     if options.chart:
-        _chart(rows, options.chart)
+        _chart(rows, Path(options.chart))
 
 
 def _has_dali() -> bool:
@@ -86,20 +114,6 @@ def _has_dali() -> bool:
         return importlib.util.find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:
         return False
-
-
-def _options() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="a tree DIR/<class>/<image>")
-    parser.add_argument("--resolution", default="128,160,192,224", help="pixels, comma-separated")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, and cores")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images-per-round", type=int, default=8000, help="at least")
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--json", type=Path, help="write the rows of the table here")
-    parser.add_argument("--chart", type=Path, help="draw a bar chart here (needs matplotlib)")
-    parser.add_argument("--work-folder", type=Path, help="for the files; removed afterwards")
-    return parser.parse_args()
 
 
 # --- the files

@@ -26,22 +26,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from ffcv_r50 import build, distributed, recipe
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import command_line, reference, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import exit_with
 from ffcv_r50.logs.console import duration
+from ffcv_r50.registry import Options, Range
 from ffcv_r50.run import checkpoint
 from ffcv_r50.training.metrics import StepMetrics
 from ffcv_r50.training.precision import Precision
@@ -51,11 +52,10 @@ from writers.config import Writing
 
 SYNTHETIC_IMAGES = 1024
 SAVE_INTERVAL = 60.0
-Count = Annotated[int, reader.Range(at_least=1)]
+Count = Annotated[int, Range(at_least=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Measured(Options):
     """What is measured; every other word on the command line is a setting of the run."""
 
     resolution: Count = 160
@@ -64,7 +64,7 @@ class Options:
     """Optimizer steps a measurement."""
     rounds: Count = 5
     """Measurements of each kind; the median counts."""
-    json: str | None = None
+    json_file: Annotated[str | None, Field(alias="json")] = None
     """File for the medians."""
 
 
@@ -78,39 +78,38 @@ def main() -> None:
         row = measure(config, options, train_set, world)
         if world.is_main:
             _show(row, config, options)
-            if options.json:
-                Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
+            if options.json_file:
+                Path(options.json_file).write_text(json.dumps(row, indent=1) + "\n")
 
 
-def configuration(usage: str) -> tuple[Config, Options]:
+def configuration(usage: str) -> tuple[Config, Measured]:
     """What the command line asks for, or a run that suits the device.
 
     Args:
         usage: what ``--help`` prints above the options.
     """
-    words = reader.split(sys.argv[1:])
+    words = command_line.split(sys.argv[1:])
     if "help" in words:
-        reader.print_page(reader.help_text(Options, usage))
+        reference.print_page(reference.help_text(Measured, usage))
         raise SystemExit(0)
-    own = {field: words.pop(field) for field in reader.declared(Options) if field in words}
-    options = reader.build(Options, reader.from_arguments(Options, own))
+    options = command_line.take(Measured, words)
     if not {"config", "training.batch_size"} & words.keys():
         words |= _default_run(torch.cuda.is_available())
     return settings.resolve(words, needs_data=False), options
 
 
-def _default_run(cuda: bool) -> dict[str, str]:
+def _default_run(cuda: bool) -> dict[str, list[str]]:
     recipe_file = "rn50_88ep.yaml" if cuda else "rn18_16ep.yaml"
     batch = "512" if cuda else "64"
     return {
-        "config": str(Path(__file__).resolve().parents[1] / "rcp" / recipe_file),
-        "training.batch_size": batch,
-        "training.norm_batch_size": batch,
+        "config": [str(Path(__file__).resolve().parents[1] / "rcp" / recipe_file)],
+        "training.batch_size": [batch],
+        "training.norm_batch_size": [batch],
     }
 
 
 def measure(
-    config: Config, options: Options, dataset: Beton, world: distributed.World
+    config: Config, options: Measured, dataset: Beton, world: distributed.World
 ) -> dict[str, str | float]:
     """The medians over all rounds, under the keys of ``--json``."""
     bench = Bench(config, options, dataset, world)
@@ -159,7 +158,7 @@ class Bench:
     saver: checkpoint.Saver
 
     def __init__(
-        self, config: Config, options: Options, dataset: Beton, world: distributed.World
+        self, config: Config, options: Measured, dataset: Beton, world: distributed.World
     ) -> None:
         self.config, self.options, self.world = config, options, world
         self.plan = recipe.plan(config, world.size)
@@ -269,7 +268,7 @@ class Bench:
 
 
 def _rate(
-    work: Callable[[int], None], config: Config, options: Options, world: distributed.World
+    work: Callable[[int], None], config: Config, options: Measured, world: distributed.World
 ) -> float:
     """Images per second of ``work(steps)`` over all processes, after two steps to warm up."""
     work(2)
@@ -326,7 +325,7 @@ def write_synthetic(path: Path, count: int) -> None:
         writing.write(Writing(data_dir=folder, write_path=str(path), write_mode="jpg"))
 
 
-def _show(row: dict[str, str | float], config: Config, options: Options) -> None:
+def _show(row: dict[str, str | float], config: Config, options: Measured) -> None:
     table = Table(
         title=f"{config.model.arch}, {options.resolution} px, batch {config.training.batch_size}, "
         f"{row['device']}",

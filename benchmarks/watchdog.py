@@ -18,30 +18,32 @@ before. At 1,024 ranks no machine can do that once a second, so 16 ranks take tu
 running, and what a round of one of them costs at rank 0 is multiplied by the number of ranks.
 """
 
-import argparse
 import contextlib
 import datetime
 import json
 import multiprocessing
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from ffcv_r50.config.command_line import Parser
+from ffcv_r50.config import command_line
 from ffcv_r50.distributed import World, heartbeats, open_files
 from ffcv_r50.distributed.heartbeats import INTERVAL, Exchange, Fault
 from ffcv_r50.distributed.watchdog import Watchdog
-from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.errors import InvalidSetting, UserError, exit_with
+from ffcv_r50.registry import Options, Range
 
 PROCESSES = 4
 """Processes that the ranks other than 0 are spread over."""
@@ -249,7 +251,7 @@ def _server(size: int, timeout: float) -> Iterator[TCPStore]:
     yield server
 
 
-def measure(size: int, options: argparse.Namespace) -> dict[str, float]:
+def measure(size: int, options: "Simulated") -> dict[str, float]:
     """One row of the table: a run of ``size`` ranks, under the keys of ``--json``."""
     with _server(size, options.timeout) as server:
         others = Others(size, server.port, options.timeout, options.latency / 1000)
@@ -343,9 +345,29 @@ COLUMNS = {
 }
 
 
+class Simulated(Options):
+    """What is simulated."""
+
+    ranks: str = "8,64,256,1024"
+    """Sizes, at least 2 ranks each."""
+    seconds: Annotated[float, Range(above=0)] = 10.0
+    """Of each measurement."""
+    timeout: Annotated[float, Range(above=0)] = 60.0
+    """As `dist.timeout_seconds`."""
+    latency: Annotated[float, Range(at_least=0)] = 0.0
+    """More of it per round trip, in ms."""
+    json_file: Annotated[str | None, Field(alias="json")] = None
+    """File for the rows."""
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse sizes that are none."""
+        if not all(size.isdecimal() and int(size) > 1 for size in self.ranks.split(",")):
+            raise InvalidSetting("ranks", "expected numbers of at least 2, such as 8,64")
+
+
 def main() -> None:
     """Measure each size and print the table."""
-    options = _options()
+    options = command_line.read(Simulated, sys.argv[1:], usage=__doc__ or "")
     sizes = [int(size) for size in options.ranks.split(",")]
     open_files.allow(2 * max(sizes))
     # torch looks up the name of each connection's other end, one after the other. A name server that
@@ -355,27 +377,14 @@ def main() -> None:
     rows = []
     for size in sizes:
         rows.append(measure(size, options))
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        if options.json_file:
+            Path(options.json_file).write_text(json.dumps(rows, indent=1) + "\n")
     table = Table(box=None)
     for title, _ in COLUMNS.values():
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(*(form.format(row[key]) for key, (_, form) in COLUMNS.items()))
     Console(width=160).print(table)
-
-
-def _options() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", default="8,64,256,1024", help="sizes, at least 2 ranks each")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--timeout", type=float, default=60.0, help="dist.timeout_seconds")
-    parser.add_argument("--latency", type=float, default=0.0, help="more per round trip, in ms")
-    parser.add_argument("--json", type=Path, help="file for the rows")
-    options = parser.parse_args()
-    if not all(size.isdecimal() and int(size) > 1 for size in options.ranks.split(",")):
-        raise UserError(f"--ranks={options.ranks}: expected numbers of at least 2, such as 8,64")
-    return options
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -137,7 +136,7 @@ def check_sizes(config: Config, num_classes: int) -> None:
     Raises:
         UserError: it does not, or there is no such network.
     """
-    asked = {"num_classes": num_classes, **asdict(config.model)}
+    asked = {"num_classes": num_classes, **dict(config.model)}
     for side in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
         sizes.check(**asked, batch_size=config.norm_batch_size, resolution=side, training=True)
     sizes.check(**asked, batch_size=1, resolution=config.validation.resolution, training=False)
@@ -163,7 +162,7 @@ def network(config: Config, num_classes: int, device: torch.device) -> nn.Module
         UserError: the architecture is not available.
     """
     torch.manual_seed(config.training.seed)
-    built = models.build(num_classes=num_classes, **asdict(config.model)).to(device)
+    built = models.build(num_classes=num_classes, **dict(config.model)).to(device)
     if config.training.channels_last:
         built.to(memory_format=torch.channels_last)
     return built
@@ -185,15 +184,10 @@ def train_step(
     # The same seed gives the same weights, but not to the bit on processors of another kind.
     distributed.broadcast_tensors(network.state_dict().values())
     training = config.training
+    groups = optim.parameter_groups(network, training.decay_norm_and_bias)
     return TrainStep(
         network,
-        optim.sgd(
-            network,
-            momentum=training.momentum,
-            nesterov=training.nesterov,
-            weight_decay=training.weight_decay,
-            decay_norm_and_bias=training.decay_norm_and_bias,
-        ),
+        config.optimizer.build(groups, momentum=training.momentum),
         transforms=[Normalize(world.device)],
         loss=cross_entropy,
         averages={},

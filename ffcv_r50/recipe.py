@@ -32,18 +32,21 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -
 
 
 def values(config: Config, epoch: float) -> dict[str, float]:
-    """Every quantity of a step by name.
+    """What may change from step to step, where it has a row in the schedule and where it has none.
 
     Args:
-        config: the configuration.
-        epoch: counted from 0; within the epoch as a fraction.
+        config: the settings.
+        epoch: counted from 0, a step of it as a fraction.
+
+    Returns:
+        By the names of the schedule's rows: ``lr``, ``momentum``, ``weight_decay``, ... ; all but
+        ``resolution``, which holds for an epoch.
     """
-    training = config.training
+    rows = config.schedule.rows
     return {
-        "lr": config.schedule.lr.at(epoch),
-        "momentum": training.momentum,
-        "weight_decay": training.weight_decay,
-        "label_smoothing": training.label_smoothing,
+        name: rows[name].at(epoch) if name in rows else getattr(config.training, name)
+        for name in type(config.schedule).model_fields
+        if name != "resolution"
     }
 
 
@@ -51,7 +54,7 @@ def step(config: Config, epoch: int, number: int, steps_per_epoch: int) -> Step:
     """An optimizer step.
 
     Args:
-        config: the configuration.
+        config: the settings.
         epoch: counted from 0.
         number: of the step within the epoch, counted from 0.
         steps_per_epoch: optimizer steps in each epoch.

@@ -3,7 +3,7 @@
 A file declares the options of its thing as a class and says under which name recipes know it::
 
     @OPTIMIZERS.register("adamw")
-    class AdamW(Options):
+    class AdamW(Optimizer):
         \"\"\"Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).\"\"\"
 
         eps: Annotated[float, Range(above=0)] = 1e-8
@@ -11,21 +11,53 @@ A file declares the options of its thing as a class and says under which name re
 
         def build(self, ...) -> torch.optim.Optimizer: ...
 
-A recipe then says ``optimizer: {name: adamw, eps: 1.0e-6}``. The reader of recipes knows the options
-from the class, checks them as strictly as every other setting, and gives an instance, whose ``build``
+A setting that takes one of them is declared with the registry, one that takes several in their order
+as a tuple of such::
+
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = SGD()
+    augment: tuple[Annotated[Transform, TRANSFORMS], ...] = ()
+
+A recipe then says ``optimizer: {name: adamw, eps: 1.0e-6}`` and
+``augment: [{erasing: {probability: 0.1}}, {mixup: {}}]``. The reader of recipes knows the options from
+the class, checks them as strictly as every other setting, and gives an instance, whose ``build``
 makes the thing itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import annotated_types
 from pydantic import BaseModel, ConfigDict
 
 from ffcv_r50.errors import nearest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Range(annotated_types.GroupedMetadata):
+    """The values a number may take: ``Annotated[float, Range(above=0, at_most=1)]``."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __iter__(self) -> Iterator[object]:
+        """As pydantic knows it."""
+        return iter(
+            annotated_types.Interval(
+                ge=self.at_least, gt=self.above, le=self.at_most, lt=self.below
+            )
+        )
+
+    def __str__(self) -> str:
+        """``at least 0 and below 1``."""
+        bounds = [(name.replace("_", " "), bound) for name, bound in vars(self).items()]
+        return " and ".join(f"{name} {bound:.15g}" for name, bound in bounds if bound is not None)
+
+
 class Options(BaseModel):
-    """The options of one registered thing: typed fields, each with a docstring below it."""
+    """Settings that belong together: typed fields, each with a docstring below it."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -11,7 +11,6 @@ requeues itself when it is preempted or out of time and continues where it stopp
 ``supervise.py``). The same command again continues a run that ended.
 """
 
-import argparse
 import json
 import os
 import re
@@ -20,9 +19,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -30,10 +29,16 @@ sys.path.insert(0, str(REPOSITORY))
 import submitit  # noqa: E402
 
 from ffcv_r50 import recipe  # noqa: E402
-from ffcv_r50.config import settings  # noqa: E402
-from ffcv_r50.config.command_line import Parser  # noqa: E402
+from ffcv_r50.config import command_line, reference, settings  # noqa: E402
 from ffcv_r50.data.beton import Beton  # noqa: E402
-from ffcv_r50.errors import FAULT, STOPPED_AS_ASKED, UserError, exit_with  # noqa: E402
+from ffcv_r50.errors import (  # noqa: E402
+    FAULT,
+    STOPPED_AS_ASKED,
+    InvalidSetting,
+    UserError,
+    exit_with,
+)
+from ffcv_r50.registry import Options, Range  # noqa: E402
 
 CODE = ("train_imagenet.py", "ffcv_r50", "slurm/supervise.py")
 """What a job needs of the checkout."""
@@ -49,33 +54,70 @@ class Run(NamedTuple):
     arguments: list[str]
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of this program, and the settings for the training.
+Count = Annotated[int, Range(at_least=1)]
+
+
+class Job(Options):
+    """What to ask the scheduler for; every other word on the command line is a setting of the run."""
+
+    config: str
+    """The recipe."""
+    nodes: Count = 1
+    """Machines."""
+    gpus_per_node: Count = 1
+    """GPUs, and processes, of each."""
+    cpus_per_gpu: Count = 8
+    """Cores of each process."""
+    time: str = "8:00:00"
+    """[days-]hours:minutes:seconds."""
+    account: str | None = None
+    """As sbatch's."""
+    partition: str | None = None
+    """As sbatch's."""
+    qos: str | None = None
+    """As sbatch's."""
+    constraint: str | None = None
+    """As sbatch's."""
+    exclude: str | None = None
+    """As sbatch's."""
+    comment: str | None = None
+    """As sbatch's."""
+    mem: str | None = None
+    """As sbatch's."""
+    name: str | None = None
+    """Of the job; null stands for the recipe's."""
+    setup: tuple[str, ...] = ()
+    """Shell command before the training, such as 'module load cuda'; may be given several times."""
+    seeds: str | None = None
+    """0,1,2: a job array with a run for each, in FOLDER/seed_N."""
+    dry_run: bool = False
+    """Check, print the sbatch file, stop."""
+    local: bool = False
+    """Run on this machine, without SLURM."""
+    follow: bool = False
+    """Show the log until the job ends."""
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse what contradicts itself."""
+        if self.dry_run and self.local:
+            raise InvalidSetting("local", "is not allowed with --dry-run")
+
+
+def parse(argv: Sequence[str]) -> tuple[Job, list[str]]:
+    """The options of this program, and the settings for the training as ``--section.key=value``.
+
+    ``--help`` prints the options and exits with 0.
 
     Raises:
         UserError: an option is missing, or its value is of another type.
     """
-    parser = Parser(
-        prog="submit.py",
-        usage="submit.py --config FILE [options] [--section.key=value ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=1, help="and processes; default 1")
-    parser.add_argument("--cpus-per-gpu", type=int, default=8, help="cores per process; default 8")
-    parser.add_argument("--time", default="8:00:00", help="[days-]hours:minutes:seconds")
-    for name in ("account", "partition", "qos", "constraint", "exclude", "comment", "mem"):
-        parser.add_argument(f"--{name}", help="as sbatch's")
-    parser.add_argument("--name", help="of the job; default: the recipe's")
-    parser.add_argument("--setup", action="append", default=[], metavar="COMMAND",
-                        help="shell command before the training, such as 'module load cuda'")  # fmt: skip
-    parser.add_argument("--seeds", help="0,1,2: a job array with a run for each, in FOLDER/seed_N")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="check, print the sbatch file, stop")
-    how.add_argument("--local", action="store_true", help="run on this machine, without SLURM")
-    parser.add_argument("--follow", action="store_true", help="show the log until the job ends")
-    return parser.parse_known_args(argv)
+    words = command_line.split(argv, Job)
+    if "help" in words:
+        usage = "usage: submit.py --config FILE [options] [--section.key=value ...]"
+        reference.print_page(reference.help_text(Job, usage))
+        raise SystemExit(0)
+    options = command_line.take(Job, words)
+    return options, [f"--{key}={text}" for key, texts in words.items() for text in texts]
 
 
 def minutes(text: str) -> int:
@@ -99,7 +141,7 @@ def minutes(text: str) -> int:
     return -(-total // 60)
 
 
-def check(options: argparse.Namespace, overrides: list[str]) -> list[Run]:
+def check(options: Job, overrides: list[str]) -> list[Run]:
     """Everything that can be found wrong before a job waits in a queue for it.
 
     Prints how a step is shared among the GPUs.
@@ -111,8 +153,6 @@ def check(options: argparse.Namespace, overrides: list[str]) -> list[Run]:
     for notice in config.notices:
         print(f"note: {notice}")
     processes = options.nodes * options.gpus_per_node
-    if min(options.nodes, options.gpus_per_node) < 1:
-        raise UserError("--nodes and --gpus-per-node: at least 1 each")
     plan = recipe.plan(config, processes)
     for path in (config.data.train_dataset, config.data.val_dataset):
         Beton(path)
@@ -161,12 +201,10 @@ def snapshot(recipe_file: str, folder: Path) -> Path:
     return copy
 
 
-def command(
-    options: argparse.Namespace, overrides: list[str], run: Run, code: Path, folder: Path
-) -> list[str]:
+def command(options: Job, overrides: list[str], run: Run, code: Path, folder: Path) -> list[str]:
     """What a job runs: the supervisor, and below it one process per GPU."""
     own = {word.partition("=")[0] for word in run.arguments}
-    shared = [word for word in _joined(overrides) if word.partition("=")[0] not in own]
+    shared = [word for word in overrides if word.partition("=")[0] not in own]
     training = [
         str(code / "train_imagenet.py"),
         f"--config={code / Path(options.config).name}",
@@ -188,13 +226,6 @@ def command(
     return [sys.executable, str(code / "slurm" / "supervise.py"), str(folder), *launch, *training]
 
 
-def _joined(words: list[str]) -> Iterator[str]:
-    """``--key value`` as ``--key=value``."""
-    rest = iter(words)
-    for word in rest:
-        yield word if "=" in word else f"{word}={next(rest)}"
-
-
 def supervised(words: list[str]) -> None:
     """The job: in submitit's process, which passes on signals that reach it alone."""
     with subprocess.Popen(words) as process:
@@ -207,7 +238,7 @@ def supervised(words: list[str]) -> None:
         os._exit(code)
 
 
-def executor(options: argparse.Namespace, folder: Path) -> Any:
+def executor(options: Job, folder: Path) -> Any:
     """submitit's executor with the resources asked for; its files go to ``folder``.
 
     Raises:
@@ -219,7 +250,7 @@ def executor(options: argparse.Namespace, folder: Path) -> Any:
             timeout_min=10**6,  # as long as it takes
             gpus_per_node=options.gpus_per_node,
             stderr_to_stdout=True,
-            setup=options.setup,
+            setup=list(options.setup),
         )
         return local
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
@@ -233,7 +264,7 @@ def executor(options: argparse.Namespace, folder: Path) -> Any:
         use_srun=False,
         stderr_to_stdout=True,
         signal_delay_s=WARNING_SECONDS,
-        setup=options.setup,
+        setup=list(options.setup),
         additional_parameters={
             "nodes": options.nodes,
             "ntasks-per-node": options.gpus_per_node,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import command_line, reference, settings
 from writers.config import Config as WriterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def test_the_imagenet_commands_have_flags_that_exist() -> None:
             settings.load([argument.replace("rcp/", f"{ROOT}/rcp/") for argument in arguments])
             checked += 1
         elif "writers/write_imagenet.py" in words:
-            reader.read(WriterConfig, words[2:])
+            command_line.read(WriterConfig, words[2:])
             checked += 1
     assert checked == 4
 
@@ -148,6 +148,6 @@ def test_files_named_in_it_exist() -> None:
 
 def test_the_settings_are_the_codes() -> None:
     table = README.split("<!-- settings -->\n")[1].split("<!-- end of settings -->")[0]
-    assert table.strip() == reader.reference(settings.Config).strip(), (
+    assert table.strip() == reference.table(settings.Config).strip(), (
         "put the output of `python -m ffcv_r50.config` between the two comments"
     )

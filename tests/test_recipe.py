@@ -104,6 +104,52 @@ def test_keyframes_hold_their_ends_and_may_lie_within_an_epoch() -> None:
     assert frames == Keyframes([(0, 2), (0.5, 4), (3, 0)])
 
 
+def test_a_row_of_the_schedule_wins_over_the_constant() -> None:
+    constant = load("rn50_16ep")
+    assert recipe.values(constant, 1.5) == {
+        "lr": constant.schedule.lr.at(1.5),
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+    }
+    changing = load(
+        "rn50_16ep",
+        "--schedule.momentum={0: 0.95, 2: 0.85}",
+        "--schedule.weight_decay={0: 0, 16: step 5e-5}",
+        "--schedule.label_smoothing={0: 0.2, 16: power 2 0}",
+    )
+    for epoch in range(16):
+        for step in range(STEPS):
+            at = epoch + step / STEPS
+            found = recipe.values(changing, at)
+            assert found["lr"] == recipe.learning_rate(changing, epoch, step, STEPS)
+            assert found["momentum"] == pytest.approx(max(0.95 - 0.05 * at, 0.85), rel=1e-12)
+            assert found["weight_decay"] == 0
+            expected = 0.2 * (1 - at / 16) ** 2
+            assert found["label_smoothing"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_more_row_is_one_more_field() -> None:
+    class Constants(settings.Training):
+        dropout: settings.Share = 0.5
+
+    class Rows(settings.Schedule):
+        dropout: Keyframes | None = None
+
+    known = load("rn50_16ep")
+    training = Constants(**dict(known.training))
+    rows = dict(known.schedule)
+    for row, expected in ((None, 0.5), (Keyframes({0: 0.1, 16: 0.3}), 0.2)):
+        more = {"training": training, "schedule": Rows(**rows, dropout=row)}
+        found = recipe.values(Config(**dict(known) | more), 8.0)
+        assert found["dropout"] == pytest.approx(expected)
+    more = {"training": training, "schedule": Rows(**rows, dropout=Keyframes({0: 2}))}
+    with pytest.raises(
+        UserError, match=r"^schedule.dropout: expected a number above 0 and at most 1"
+    ):
+        Config(**dict(known) | more)
+
+
 # --------------------------------------------------------------------------------- who does what
 
 

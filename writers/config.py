@@ -1,17 +1,15 @@
 """The settings of the writer, named as in ffcv-imagenet."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from ffcv_r50.config.reader import Range
 from ffcv_r50.errors import InvalidSetting
+from ffcv_r50.registry import Options, Range
 from writers.sources import SOURCES
 
 Count = Annotated[int, Range(at_least=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Writing:
+class Writing(Options):
     """One ``.beton`` file: which images, from where, stored how."""
 
     dataset: str = "imagenet"
@@ -54,7 +52,7 @@ class Writing:
     chunk_size: Count = 16
     """Images a process is given at a time. Has no effect on the file."""
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, _context: Any) -> None:
         """Refuse what is not there or has no effect, and fill in what null stands for."""
         try:
             SOURCES[self.dataset]
@@ -74,8 +72,7 @@ class Writing:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Options):
     """The one section, so that flags read as in ffcv-imagenet: ``--cfg.split=train``."""
 
     cfg: Writing

@@ -12,7 +12,7 @@ from typing import NoReturn
 if not __package__:  # run as a script: Python put its folder on the path, not the one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from ffcv_r50.config import reader
+from ffcv_r50.config import command_line
 from ffcv_r50.errors import FAULT, exit_with
 from writers import writing
 from writers.config import Config
@@ -25,7 +25,7 @@ TERMINATED = 128 + signal.SIGTERM
 def main() -> int | None:
     """Read the settings, write the file; whatever goes wrong is one line on stderr."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    cfg = reader.read(Config, sys.argv[1:], usage=__doc__ or "").cfg
+    cfg = command_line.read(Config, sys.argv[1:], usage=__doc__ or "").cfg
     try:
         writing.write(cfg)
     except WorkerDied as error:

@@ -178,7 +178,7 @@ def _mode(cfg: Writing, name: str) -> str:
 
 
 def _sidecar(cfg: Writing, source: Source, tally: _Tally) -> beton.Sidecar:
-    settings: dict[str, Any] = dataclasses.asdict(cfg)
+    settings: dict[str, Any] = dict(cfg)
     return beton.Sidecar(
         classes=[_text(name) for name in source.classes],
         num_samples=tally.stored,

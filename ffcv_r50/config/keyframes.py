@@ -4,30 +4,52 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from ffcv_r50.config.reader import parse_number
+from pydantic_core import CoreSchema, core_schema
 
-INTERPOLATIONS = ("linear", "cosine", "step")
+from ffcv_r50.config.kinds import NUMBER, parse_number
+from ffcv_r50.errors import nearest
+
+KINDS = ("linear", "cosine", "step", "exponential", "power N")
+"""How a value gets from one keyframe to the next; N is a number above 0."""
+
+
+class Keyframe(NamedTuple):
+    """A value at an epoch, and how it is reached."""
+
+    epoch: float
+    value: float
+    kind: str
+    """One of :data:`KINDS`, such as ``cosine`` or ``power 2``: the way from the keyframe before."""
 
 
 @dataclass(frozen=True, init=False)
 class Keyframes:
-    """A value at given epochs: ``Keyframes({0: 0.0, 2: 1.7, 88: 0.0})``.
+    """A value at given epochs: ``Keyframes({0: 0.005, 5: 0.5, 600: "cosine 0"})``.
 
-    Between two keyframes the value goes in a straight line (``linear``), along half a cosine
-    (``cosine``; SGDR, Loshchilov and Hutter 2017, without restarts), or stays until the next one
-    (``step``). After the last keyframe its value holds.
+    From one keyframe to the next the value goes
+
+    - ``linear``: in a straight line;
+    - ``cosine``: along half a cosine (SGDR, Loshchilov and Hutter 2017, without restarts);
+    - ``step``: not at all, it stays until the next one;
+    - ``exponential``: by the same factor in equal times, both ends being above 0;
+    - ``power N``: ``end + (start - end) * (1 - t)**N`` for t from 0 to 1, such as LARS's ``power 2``.
+
+    After the last keyframe it stays.
 
     Args:
-        points: epoch -> value. Epochs may have fractions; they start at 0 and increase.
-        interpolation: linear, cosine or step.
+        points: epoch -> value, or a text ``KIND value`` where that segment's kind is another than the
+            row's; also as pairs or :class:`Keyframe`. Epochs may have fractions; they start at 0
+            and increase.
+        interpolation: the kind of the segments that name none.
 
     Raises:
-        ValueError: no points, an epoch out of order, a first epoch other than 0.
+        ValueError: no points, an epoch out of order, a first epoch other than 0, an unknown kind, a
+            text that is no number, an exponential segment to or from 0.
     """
 
-    points: tuple[tuple[float, float], ...]
-    """(epoch, value) pairs."""
+    points: tuple[Keyframe, ...]
     interpolation: str
 
     expected = "a table of keyframes {epoch: value, ...}"
@@ -35,57 +57,57 @@ class Keyframes:
 
     def __init__(
         self,
-        points: Mapping[int, float] | Mapping[float, float] | Iterable[tuple[float, float]],
+        points: Mapping[Any, Any] | Iterable[tuple[Any, ...]],
         interpolation: str = "linear",
     ) -> None:
-        pairs = tuple(points.items() if isinstance(points, Mapping) else points)
-        if not pairs:
-            raise ValueError(f"expected {self.expected}, got none")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation: expected {' or '.join(INTERPOLATIONS)}, got '{interpolation}'"
-            )
-        if pairs[0][0] != 0:
-            raise ValueError(f"the first keyframe must be at epoch 0, it is at {pairs[0][0]:g}")
-        for (before, _), (epoch, _) in itertools.pairwise(pairs):
-            if epoch == before:
-                raise ValueError(f"epoch {epoch:g} has two keyframes")
-            if epoch < before:
-                raise ValueError(
-                    f"keyframes must be in the order of their epochs, {epoch:g} comes after {before:g}"
-                )
-        object.__setattr__(self, "points", tuple((float(e), float(v)) for e, v in pairs))
+        try:
+            interpolation = _kind(interpolation)
+        except ValueError as error:
+            raise ValueError(f"interpolation: {error}") from error
+        rows = points.items() if isinstance(points, Mapping) else points
+        frames = tuple(_keyframe(interpolation, *row) for row in rows)
+        _check(frames, interpolation)
+        object.__setattr__(self, "points", frames)
         object.__setattr__(self, "interpolation", interpolation)
 
     def at(self, epoch: float) -> float:
         """The value at an epoch, counted from 0; within the epoch as a fraction."""
-        first = self.points[0]
-        for second in self.points[1:]:
-            if epoch < second[0]:
-                return self._between(first, second, max(epoch, 0.0))
-            first = second
-        return first[1]
-
-    def _between(
-        self, first: tuple[float, float], second: tuple[float, float], epoch: float
-    ) -> float:
-        if self.interpolation == "step":
-            return first[1]
-        done = (epoch - first[0]) / (second[0] - first[0])
-        if self.interpolation == "cosine":
-            done = (1 - math.cos(math.pi * done)) / 2
-        return first[1] + (second[1] - first[1]) * done
+        for first, second in itertools.pairwise(self.points):
+            if epoch < second.epoch:
+                return _between(first, second, max(epoch, 0.0))
+        return self.points[-1].value
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The values at the keyframes."""
-        return tuple(value for _, value in self.points)
+        """The values at the keyframes; between them there is none that is larger or smaller."""
+        return tuple(point.value for point in self.points)
 
     def scaled(self, factor: float) -> "Keyframes":
         """The same keyframes with every value multiplied by ``factor``."""
-        return Keyframes(
-            [(epoch, value * factor) for epoch, value in self.points], self.interpolation
-        )
+        points = [point._replace(value=point.value * factor) for point in self.points]
+        return Keyframes(points, self.interpolation)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        """A setting of this type takes an instance; :meth:`from_pairs` makes it from a file's text."""
+        return core_schema.is_instance_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _core: Any, _handler: Any) -> dict[str, Any]:
+        """The table that a file has."""
+        number, words = NUMBER.pattern, "|".join(KINDS[:-1])
+        kind = rf"({words}|power +{number})"
+        text = {"type": "string", "pattern": rf"^{kind} +{number}$"}
+        return {
+            "type": "object",
+            "properties": {
+                "0": {"type": "number"},
+                "interpolation": {"type": "string", "pattern": f"^{kind}$"},
+            },
+            "patternProperties": {f"^{number}$": {"anyOf": [{"type": "number"}, text]}},
+            "additionalProperties": False,
+            "required": ["0"],
+        }
 
     @staticmethod
     def from_pairs(pairs: list[tuple[str, str]]) -> "Keyframes":
@@ -94,28 +116,106 @@ class Keyframes:
         Raises:
             ValueError: a text is not a number, or the keyframes are not in order.
         """
-        rows = [pair for pair in pairs if pair[0] != "interpolation"]
         kinds = [text for key, text in pairs if key == "interpolation"]
         if len(kinds) > 1:
             raise ValueError("interpolation is given twice")
         points = []
-        for epoch, value in rows:
-            try:
-                points.append((parse_number(epoch), parse_number(value)))
-            except ValueError as error:
-                raise ValueError(
-                    f"'{epoch}: {value}' is not a keyframe; expected epoch: value, or "
-                    f"interpolation: {' or '.join(INTERPOLATIONS)}"
-                ) from error
+        for key, text in pairs:
+            if key != "interpolation":
+                try:
+                    points.append((parse_number(key), text))
+                except ValueError as error:
+                    raise _no_keyframe(key, text) from error
         return Keyframes(points, *kinds)
 
     def to_yaml(self) -> dict[str | float, str | float]:
         """The table that :meth:`from_pairs` reads back."""
-
-        def short(number: float) -> float:
-            return int(number) if number.is_integer() else number
-
-        table: dict[str | float, str | float] = {short(e): short(v) for e, v in self.points}
+        table: dict[str | float, str | float] = {}
+        for epoch, value, kind in self.points:
+            value = _short(value)
+            table[_short(epoch)] = value if kind == self.interpolation else f"{kind} {value}"
         if self.interpolation != "linear":
             table["interpolation"] = self.interpolation
         return table
+
+
+def _short(number: float) -> float:
+    return int(number) if number.is_integer() else number
+
+
+def _no_keyframe(epoch: object, value: object) -> ValueError:
+    return ValueError(
+        f"'{epoch}: {value}' is not a keyframe; expected epoch: value, epoch: KIND value or "
+        f"interpolation: KIND, where KIND is {' or '.join(KINDS)}"
+    )
+
+
+def _kind(text: str) -> str:
+    """A kind as it is compared and written; raises ValueError where there is no such kind."""
+    name, _, number = text.partition(" ")
+    if name == "power" and number:
+        exponent = parse_number(number.strip())
+        if exponent <= 0:
+            raise ValueError(f"expected a power above 0, got '{text}'")
+        return f"power {_short(exponent)}"
+    if text in KINDS[:-1]:
+        return text
+    near = nearest(name, [kind.partition(" ")[0] for kind in KINDS])
+    hint = f"; did you mean {next(k for k in KINDS if k.startswith(near))}?" if near else ""
+    raise ValueError(f"expected {' or '.join(KINDS)}, got '{text}'{hint}")
+
+
+def _keyframe(interpolation: str, epoch: float, value: float | str, kind: str = "") -> Keyframe:
+    """One row; a text is a number, or a kind and a number."""
+    if isinstance(value, str):
+        *words, number = value.split() or [""]
+        shown = f"{_short(float(epoch))}: {value}"
+        try:
+            kind, value = " ".join(words), parse_number(number)
+        except ValueError as error:
+            raise _no_keyframe(_short(float(epoch)), value) from error
+        try:
+            kind = kind and _kind(kind)
+        except ValueError as error:
+            raise ValueError(f"'{shown}': {error}") from error
+        if kind and epoch == 0:
+            raise ValueError(
+                f"'{shown}': before the first keyframe there is none to come from; write "
+                f"0: {_short(value)}"
+            )
+    return Keyframe(float(epoch), float(value), kind or interpolation)
+
+
+def _check(frames: tuple[Keyframe, ...], interpolation: str) -> None:
+    if not frames:
+        raise ValueError(f"expected {Keyframes.expected}, got none")
+    if frames[0].epoch != 0:
+        raise ValueError(f"the first keyframe must be at epoch 0, it is at {frames[0].epoch:g}")
+    for before, frame in itertools.pairwise(frames):
+        if frame.epoch == before.epoch:
+            raise ValueError(f"epoch {frame.epoch:g} has two keyframes")
+        if frame.epoch < before.epoch:
+            raise ValueError(
+                f"keyframes must be in the order of their epochs, {frame.epoch:g} comes after "
+                f"{before.epoch:g}"
+            )
+        if frame.kind == "exponential" and min(before.value, frame.value) <= 0:
+            raise ValueError(
+                f"exponential from {before.value:g} at epoch {before.epoch:g} to {frame.value:g} at "
+                f"epoch {frame.epoch:g}: both must be above 0"
+            )
+
+
+def _between(first: Keyframe, second: Keyframe, epoch: float) -> float:
+    """The value at an epoch from ``first`` on and before ``second``."""
+    done = (epoch - first.epoch) / (second.epoch - first.epoch)
+    name, _, number = second.kind.partition(" ")
+    if name == "step":
+        return first.value
+    if name == "exponential":
+        return float(first.value ** (1 - done) * second.value**done)
+    if name == "power":
+        return float(second.value + (first.value - second.value) * (1 - done) ** float(number))
+    if name == "cosine":
+        done = (1 - math.cos(math.pi * done)) / 2
+    return first.value + (second.value - first.value) * done

@@ -5,23 +5,32 @@ strictly, is :mod:`ffcv_r50.config.reader`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from ffcv_r50.config import reader
+from pydantic import AfterValidator, PrivateAttr
+
+from ffcv_r50.config import command_line, declaration, kinds, reader, reference
+from ffcv_r50.config.declaration import Given
 from ffcv_r50.config.keyframes import Keyframes
-from ffcv_r50.config.reader import Given, Range
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
+from ffcv_r50.registry import Options, Range
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
 LARGEST_SIDE = 4096
 """Of an image that a network is given, in pixels."""
 Amount = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(above=0, at_most=1)]
+Ratio = Annotated[float, Range(above=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
+def _without_spaces(names: str) -> str:
+    """Names separated by commas alone."""
+    return ",".join(filter(None, (name.strip() for name in names.split(","))))
+
+
+class Model(Options):
     """The network."""
 
     arch: str = "resnet50"
@@ -34,8 +43,7 @@ class Model:
     """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Options):
     """Where images come from and how they are cropped."""
 
     train_dataset: str = ""
@@ -51,9 +59,9 @@ class Data:
     order: Literal["random", "quasi_random"] = "random"
     """`random` shuffles all samples each epoch; `quasi_random` shuffles so that each page of the
     file is read about once, for datasets larger than memory."""
-    crop_scale: Annotated[tuple[float, float], Range(above=0, at_most=1)] = (0.08, 1.0)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Share of the image's area that a training crop covers, lowest and highest."""
-    crop_ratio: Annotated[tuple[float, float], Range(above=0)] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     """Width / height of a training crop, lowest and highest."""
     flip: Annotated[float, Range(at_least=0, at_most=1)] = 0.5
     """Probability that a training image is mirrored left to right."""
@@ -65,8 +73,7 @@ class Data:
     and logged (`gray`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Options):
     """The optimisation."""
 
     epochs: Annotated[int, Range(at_least=1, at_most=10_000)]
@@ -81,11 +88,9 @@ class Training:
     label_smoothing: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Share of the target spread evenly over the classes."""
     weight_decay: Amount = 1e-4
-    """L2 penalty of SGD."""
+    """The L2 penalty of SGD, or AdamW's decoupled weight decay."""
     momentum: Annotated[float, Range(at_least=0, below=1)] = 0.9
-    """Momentum of SGD."""
-    nesterov: bool = False
-    """Nesterov momentum."""
+    """Momentum of SGD, or AdamW's first beta."""
     decay_norm_and_bias: bool = False
     """Apply weight decay to the parameters of normalisation layers and to biases, too."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
@@ -107,22 +112,37 @@ class Training:
     """Evaluate `checkpoint` on `data.val_dataset` and stop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What changes during training: keyframes over epochs."""
+class Schedule(Options):
+    """What changes during training: keyframes over epochs.
+
+    A row that may be null takes the place of the setting of the same name in `training`, has its
+    range, and is evaluated for each optimizer step. Another such row is one more field here.
+    """
 
     lr: Keyframes
     """Learning rate, evaluated for each optimizer step. `{0: 0, 2: 1.7, 88: 0}` goes in straight
     lines from 0 to 1.7 at the start of epoch 2 and to 0 at the end of epoch 87 (epochs count from
-    0). With `interpolation: cosine` it goes along half a cosine from keyframe to keyframe, with
-    `interpolation: step` it stays until the next one."""
+    0). A keyframe may say how its value is reached: `{0: 0.005, 5: 0.5, 600: cosine 0}`, with
+    `linear`, `cosine`, `step` (stays until this keyframe), `exponential` or `power N` (polynomial
+    decay); `interpolation: cosine` in the row does so for all that say nothing."""
     resolution: Keyframes
     """Side of the training images in pixels, evaluated at the start of each epoch and rounded to
     the nearest multiple of 32. Interpolated as `schedule.lr` is."""
+    momentum: Keyframes | None = None
+    """Takes the place of `training.momentum`, for each optimizer step; interpolated as
+    `schedule.lr`."""
+    weight_decay: Keyframes | None = None
+    """Takes the place of `training.weight_decay`, for each optimizer step."""
+    label_smoothing: Keyframes | None = None
+    """Takes the place of `training.label_smoothing`, for each optimizer step."""
+
+    @property
+    def rows(self) -> dict[str, Keyframes]:
+        """The rows that are there, by name."""
+        return {name: row for name, row in self if row is not None}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
+class Validation(Options):
     """The evaluation after each epoch."""
 
     resolution: Annotated[int, Range(at_least=1, at_most=LARGEST_SIDE)] = 256
@@ -135,8 +155,7 @@ class Validation:
     """Images per process at a time. Has no effect on the result."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Options):
     """Saving the state of the run."""
 
     every: str = "10 minutes"
@@ -160,32 +179,25 @@ class Checkpoint:
             ValueError: it has another form.
         """
         text, unit = self.every.split()
-        number = reader.parse_number(text)
+        number = kinds.parse_number(text)
         if unit not in ("steps", "minutes") or number <= 0:
             raise ValueError(self.every)
         return number, unit
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resume:
+class Resume(Options):
     """Continuing."""
 
     source: str = "auto"
     """`auto` continues from the newest state in `logging.folder`; `none` starts anew, putting an
     earlier state aside; a path starts a folder that is still empty from that checkpoint.
     `--resume=...` is short for it."""
-    allow: str = ""
+    allow: Annotated[str, AfterValidator(_without_spaces)] = ""
     """Settings that may differ from the saved ones, separated by commas:
     `training.epochs,schedule.lr`. The new ones hold from the resumed step on."""
 
-    def __post_init__(self) -> None:
-        """Drop the spaces around the commas."""
-        names = (name.strip() for name in self.allow.split(","))
-        object.__setattr__(self, "allow", ",".join(filter(None, names)))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Logging:
+class Logging(Options):
     """Where a run writes."""
 
     folder: str = ""
@@ -193,52 +205,12 @@ class Logging:
     folder continues the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dist:
+class Dist(Options):
     """Several processes."""
 
     timeout_seconds: Count = 600
     """A process that waits longer than this for another ends the run."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """All settings of a run.
-
-    Raises:
-        InvalidSetting: settings that do not fit together, when built.
-    """
-
-    model: Model = Model()
-    data: Data = Data()
-    training: Training
-    schedule: Schedule
-    validation: Validation = Validation()
-    logging: Logging = Logging()
-    dist: Dist = Dist()
-    checkpoint: Checkpoint = Checkpoint()
-    resume: Resume = Resume()
-    notices: tuple[str, ...] = field(
-        default=(), compare=False, repr=False, metadata={"setting": False}
-    )
-    """How the command line changed the recipe, for the user to read; not a setting."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that do not fit together."""
-        _check(self)
-
-    def to_yaml(self) -> str:
-        """Every setting with its value; loaded alone, it gives an equal Config."""
-        return reader.to_yaml(self)
-
-    @property
-    def norm_batch_size(self) -> int:
-        """Images whose statistics batch-norm computes together."""
-        return self.training.norm_batch_size or self.training.batch_size
-
-
-SHORT = {"checkpoint": "checkpoint.file", "resume": "resume.source"}
-"""Sections that stand for one of their settings on the command line."""
 
 FFCV_IMAGENET_NAMES = {
     "lr.lr": "write the learning rate as keyframes: schedule.lr: {0: 0, 2: 1.7, 16: 0}",
@@ -255,7 +227,7 @@ FFCV_IMAGENET_NAMES = {
     "training.blurpool": "write model.blurpool: true",
     "training.use_blurpool": "write model.blurpool: true",
     "training.bn_wd": "write training.decay_norm_and_bias",
-    "training.optimizer": "the optimizer is always SGD",
+    "training.optimizer": "write optimizer: {name: sgd}",
     "training.distributed": "start with torchrun to train on several GPUs",
     "dist.world_size": "the number of processes comes from torchrun or SLURM",
     "dist.address": "the address comes from torchrun or SLURM",
@@ -270,6 +242,67 @@ FFCV_IMAGENET_NAMES = {
 """Names in ffcv-imagenet's files and commands that mean something else here, or nothing."""
 
 
+MOVED = {"training.nesterov": "optimizer.nesterov"}
+"""Keys of before, in files and on command lines -> what they are read as."""
+
+
+class Config(Options):
+    """All settings of a run.
+
+    Raises:
+        InvalidSetting: settings that do not fit together, when built.
+    """
+
+    model: Model = Model()
+    data: Data = Data()
+    training: Training
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = SGD()
+    """Which optimizer, by its name here; each has options of its own."""
+    schedule: Schedule
+    validation: Validation = Validation()
+    logging: Logging = Logging()
+    dist: Dist = Dist()
+    checkpoint: Checkpoint = Checkpoint()
+    resume: Resume = Resume()
+
+    MOVED: ClassVar = MOVED
+    FOREIGN: ClassVar = FFCV_IMAGENET_NAMES
+    _notices: tuple[str, ...] = PrivateAttr(default=())
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse settings that do not fit together."""
+        _check(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, whatever was said on the way to them."""
+        return isinstance(other, Config) and dict(self) == dict(other)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """How the command line changed the recipe, for the user to read; not a setting."""
+        return self._notices
+
+    def to_yaml(self) -> str:
+        """Every setting with its value; loaded alone, it gives an equal Config."""
+        return declaration.to_yaml(self)
+
+    @property
+    def norm_batch_size(self) -> int:
+        """Images whose statistics batch-norm computes together."""
+        return self.training.norm_batch_size or self.training.batch_size
+
+
+SHORT = {"checkpoint": "checkpoint.file", "resume": "resume.source"}
+"""Sections that stand for one of their settings on the command line."""
+
+
+class _Recipe(Options):
+    """What says which recipe."""
+
+    config: str | None = None
+    """The file."""
+
+
 def load(argv: Sequence[str], *, needs_data: bool = True) -> Config:
     """The configuration of ``--config FILE --section.key=value ...``.
 
@@ -282,27 +315,30 @@ def load(argv: Sequence[str], *, needs_data: bool = True) -> Config:
     Raises:
         UserError: any fault in the file or on the command line, in one line.
     """
-    words = reader.split(argv)
+    words = command_line.split(argv)
     if "help" in words:
         usage = "usage: train_imagenet.py --config FILE [--section.key=value ...]"
-        reader.print_page(reader.help_text(Config, usage))
+        reference.print_page(reference.help_text(Config, usage))
         raise SystemExit(0)
     return resolve(words, needs_data=needs_data)
 
 
-def resolve(words: Mapping[str, str], *, needs_data: bool = True) -> Config:
-    """:func:`load` for a command line that :func:`reader.split` took apart."""
-    path = words.get("config")
-    recipe = {} if path is None else reader.from_file(Config, path, FFCV_IMAGENET_NAMES)
-    overrides = {SHORT.get(key, key): text for key, text in words.items() if key != "config"}
-    arguments = reader.from_arguments(Config, overrides, FFCV_IMAGENET_NAMES)
-    given = {**recipe, **arguments}
+def resolve(words: Mapping[str, Sequence[str]], *, needs_data: bool = True) -> Config:
+    """:func:`load` for a command line that :func:`command_line.split` took apart."""
+    overrides: dict[str, list[str]] = {}
+    for key, texts in words.items():
+        overrides.setdefault(SHORT.get(key, key), []).extend(texts)
+    path = command_line.take(_Recipe, overrides).config
+    recipe = {} if path is None else reader.from_file(Config, path)
+    arguments = reader.from_arguments(Config, overrides, recipe)
+    given = declaration.merge(Config, recipe, arguments)
     notices = _adapt_to_batch_size(recipe, arguments, given)
     hint = "" if path else "name a recipe: --config rcp/rn50_16ep.yaml"
-    config = reader.build(Config, given, hint)
+    config = declaration.build(Config, given, hint)
     if needs_data:
         _check_data(config)
-    return replace(config, notices=notices)
+    config._notices = notices
+    return config
 
 
 def _adapt_to_batch_size(
@@ -340,8 +376,11 @@ def _check(config: Config) -> None:
         low, high = getattr(config.data, name)
         if low > high:
             raise InvalidSetting(f"data.{name}", f"[{low:g}, {high:g}] is not [lowest, highest]")
-    if training.nesterov and not training.momentum:
-        raise InvalidSetting("training.nesterov", "needs training.momentum above 0")
+    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov:
+        row = schedule.momentum
+        if not (min(row.values) if row else training.momentum):
+            where = "schedule" if row else "training"
+            raise InvalidSetting("optimizer.nesterov", f"needs {where}.momentum above 0")
     if training.batch_size % config.norm_batch_size:
         batch, norm = training.batch_size, config.norm_batch_size
         fitting = max(n for n in range(1, min(norm, batch) + 1) if batch % n == 0)
@@ -351,15 +390,21 @@ def _check(config: Config) -> None:
             f"{norm} does not divide training.batch_size {batch}; "
             f"pass --training.norm_batch_size={fitting}{other}",
         )
-    for name in ("lr", "resolution"):
-        last = getattr(schedule, name).points[-1][0]
+    constants = declaration.declared(type(training))
+    for name, row in schedule.rows.items():
+        last = row.points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
                 f"schedule.{name}",
                 f"has a keyframe at epoch {last:g}, after the end of the run "
                 f"(training.epochs is {training.epochs})",
             )
-    end, value = schedule.lr.points[-1]
+        for value in row.values if name in constants else ():
+            try:
+                kinds.check(value, constants[name].kind)
+            except ValueError as error:
+                raise InvalidSetting(f"schedule.{name}", str(error)) from error
+    end, value, _ = schedule.lr.points[-1]
     if value == 0 and 0 < end < training.epochs:
         raise InvalidSetting(
             "schedule.lr",
@@ -398,7 +443,7 @@ def _check(config: Config) -> None:
             "checkpoint.every",
             f"expected '500 steps' or '10 minutes', got '{config.checkpoint.every}'",
         ) from None
-    known = reader.declared(Config)
+    known = declaration.keys(Config)
     for key in filter(None, config.resume.allow.split(",")):
         if key not in known:
             near = nearest(key, known)

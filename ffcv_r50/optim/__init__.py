@@ -1,18 +1,29 @@
-"""Parameter groups and optimizers."""
+"""Optimizers by name, the groups of parameters they get, and what is set before each step."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ffcv_r50.optim.adamw import AdamW
+from ffcv_r50.optim.optimizer import OPTIMIZERS, Optimizer
+from ffcv_r50.optim.sgd import SGD
+
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "AdamW",
+    "Optimizer",
+    "load_state",
+    "parameter_groups",
+    "set_hyperparameters",
+]
+
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, decay_norm_and_bias: bool
-) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
     """Split the parameters into those that decay and those that do not.
 
     Norms are found by the type of their module, so those of ResNet's down-sampling branch
@@ -20,11 +31,11 @@ def parameter_groups(
 
     Args:
         model: whose parameters are split.
-        weight_decay: of the decaying group.
         decay_norm_and_bias: put scales of norms and all biases into the decaying group too.
 
     Returns:
-        Groups for a torch optimizer: decaying first; an empty group is left out.
+        Groups for a torch optimizer, marked ``decays``: decaying first; an empty group is left out.
+        Their weight decay is 0 until :func:`set_hyperparameters` sets it.
     """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
@@ -34,37 +45,51 @@ def parameter_groups(
                 isinstance(module, NORMS) or name.endswith("bias")
             )
             (no_decay if spared else decay).append(parameter)
-    groups: list[dict[str, object]] = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
+    groups = [
+        {"params": decay, "decays": True, "weight_decay": 0.0},
+        {"params": no_decay, "decays": False, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def sgd(
-    model: nn.Module,
-    *,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    decay_norm_and_bias: bool,
-) -> torch.optim.SGD:
-    """SGD as torch's; the learning rate is set before each step, see :func:`set_values`."""
-    return torch.optim.SGD(
-        parameter_groups(model, weight_decay, decay_norm_and_bias),
-        lr=0.0,
-        momentum=momentum,
-        nesterov=nesterov,
-        fused=all(parameter.is_cuda for parameter in model.parameters()),
-    )
+def set_hyperparameters(
+    optimizer: torch.optim.Optimizer, *, lr: float, momentum: float, weight_decay: float
+) -> None:
+    """Use these from the next step on, in every group.
 
-
-def set_values(optimizer: torch.optim.Optimizer, values: Mapping[str, float]) -> None:
-    """Use the schedule's values in every group from the next step on."""
+    Args:
+        optimizer: built from :func:`parameter_groups`.
+        lr: learning rate.
+        momentum: SGD's momentum, or Adam's first beta.
+        weight_decay: of the groups that decay.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = values["lr"]
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        if "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+        else:
+            group["momentum"] = momentum
 
 
-def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a saved state."""
-    optimizer.load_state_dict(state)
+def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the tensors of a saved state, none of its groups' options.
+
+    torch's own ``load_state_dict`` takes the options too: a state from a CPU would switch the fused
+    kernels off on a GPU.
+
+    Args:
+        optimizer: built for the same parameters.
+        saved: what ``state_dict`` of an optimizer of the same kind gave.
+
+    Raises:
+        ValueError: its groups have other sizes.
+    """
+    ours, theirs = optimizer.state_dict()["param_groups"], saved["param_groups"]
+    sizes = [[len(group["params"]) for group in groups] for groups in (ours, theirs)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the optimizer has groups of {sizes[0]} parameters, the saved state of {sizes[1]}"
+        )
+    groups = [{**group, "params": old["params"]} for group, old in zip(ours, theirs, strict=True)]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

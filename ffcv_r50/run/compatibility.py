@@ -1,12 +1,12 @@
 """Whether this start may continue a saved run: with which settings, on which datasets."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import yaml
 
 import ffcv_r50
-from ffcv_r50.config import reader
+from ffcv_r50.config import declaration, reader
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
@@ -23,9 +23,6 @@ MAY_DIFFER = (
     "checkpoint.",
     "resume.",
 )
-
-MOVED: Mapping[str, str] = {}
-"""Settings that have another key since: old -> new."""
 
 Identities = dict[str, dict[str, Any]]
 """For each setting that names a dataset, the fields of its :class:`~ffcv_r50.data.beton.Identity`."""
@@ -54,7 +51,8 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
     )
     changes = {
         key: f"{key} ({_shown(before[key])} -> {_shown(now[key])})"
-        for key in sorted(now)
+        # Where a thing is another one its options are not compared.
+        for key in sorted(before.keys() & now.keys())
         if before[key] != now[key]
     }
     allowed = config.resume.allow.split(",")
@@ -69,15 +67,15 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
 
 def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     """What a YAML text sets, and defaults for the rest; without what may always differ."""
-    known = reader.declared(cls)
     try:
-        flat = _flat(yaml.safe_load(text), {*known, *MOVED})
+        flat = _flat(yaml.safe_load(text), {*declaration.keys(cls), *cls.MOVED})
     except (yaml.YAMLError, AttributeError) as error:
         raise UserError(
             f"{where}: its saved configuration is damaged; restore it, or choose another folder"
         ) from error
-    saved = {MOVED.get(key, key): value for key, value in flat.items()}
+    saved = {reader.moved(cls, key): value for key, value in flat.items()}
     saved = {key: value for key, value in saved.items() if not key.startswith(MAY_DIFFER)}
+    known = declaration.declared(cls, saved)
     if unknown := sorted(saved.keys() - known.keys()):
         raise UserError(
             f"{where}: was saved with {', '.join(unknown)}, which ffcv_r50 {ffcv_r50.__version__} does "
@@ -87,7 +85,7 @@ def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     for key, value in saved.items():
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = value
-    given = reader.from_text(
+    given = reader.from_yaml(
         cls, yaml.safe_dump(tree, sort_keys=False), f"{where}: saved configuration"
     )
     return {

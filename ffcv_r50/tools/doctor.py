@@ -2,7 +2,7 @@
 
 ::
 
-    python -m ffcv_r50.tools.doctor [--data FILE ...] [--folder DIR]
+    python -m ffcv_r50.tools.doctor [--data FILE ...] [--folder DIR] [--timeout SECONDS]
     srun python -m ffcv_r50.tools.doctor ...          torchrun ... -m ffcv_r50.tools.doctor ...
 
 Checks, on every process: versions, the device, how fast tensors are summed over all processes, that
@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ffcv_r50 import distributed
-from ffcv_r50.config import reader
-from ffcv_r50.config.command_line import Parser
+from ffcv_r50.config import command_line
 from ffcv_r50.config.settings import Count
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import FAULT, FINISHED, UserError, exit_with
+from ffcv_r50.registry import Options
 
 PACKAGES = ("ffcv_r50", "torch", "torchvision", "numpy", "numba")
 CLOCK_SECONDS = 1.0
@@ -45,6 +45,17 @@ DECODE_SECONDS = 2.0
 DECODE_BATCH = 32
 DECODE_SIDE = 192
 SUM_MIB = 64
+
+
+class Examined(Options):
+    """What the doctor looks at besides the machine."""
+
+    data: tuple[str, ...] = ()
+    """A `.beton` file; may be given several times."""
+    folder: str | None = None
+    """Where runs are to be written."""
+    timeout: Count = 60
+    """Seconds that processes wait for each other."""
 
 
 class Finding(NamedTuple):
@@ -74,13 +85,9 @@ def examine(argv: Sequence[str]) -> int:
         UserError: an option is wrong, or the processes' environment contradicts itself.
         RunFault: they do not meet.
     """
-    parser = Parser(prog="python -m ffcv_r50.tools.doctor", allow_abbrev=False)
-    parser.add_argument("--data", action="append", default=[], metavar="FILE", help="a .beton file")
-    parser.add_argument("--folder", metavar="DIR", help="where runs are to be written")
-    parser.add_argument("--timeout", default="60", metavar="SECONDS", help="default: 60")
-    options = parser.parse_args(argv)
-    timeout = reader.parse_argument("timeout", options.timeout, Count).value
-    with distributed.world(timeout) as world:
+    options = command_line.read(Examined, argv, usage=__doc__ or "")
+    folder = options.folder
+    with distributed.world(options.timeout) as world:
         checks: dict[str, Callable[[], Finding]] = {
             "versions": _versions,
             "libjpeg-turbo": _jpeg,
@@ -88,8 +95,8 @@ def examine(argv: Sequence[str]) -> int:
         }
         for path in options.data:
             checks[f"read {path}"] = lambda path=path: _data(path, world)  # type: ignore[misc]
-        if options.folder:
-            checks[f"write {options.folder}"] = lambda: _folder(Path(options.folder))
+        if folder:
+            checks[f"write {folder}"] = lambda: _folder(Path(folder))
         mine = {name: _guarded(check) for name, check in checks.items()}
         # These take all processes together, so nothing may fail on one of them before.
         if world.size > 1:

@@ -8,7 +8,6 @@ and the optimizer do not (they are limited by memory traffic).
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
     Raises:
         UserError: there is no such network, or it does not take images of this size.
     """
-    network = sizes.on_meta(num_classes=num_classes, **asdict(model))
+    network = sizes.on_meta(num_classes=num_classes, **dict(model))
     for module in network.modules():
         if hasattr(module, "inplace"):
             # The counter loses track of a part whose input is overwritten.

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ffcv_r50 import recipe
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import command_line, reference, settings
+from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.optim import OPTIMIZERS
+from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops
 
 IMAGENET_SAMPLES = 1_281_167
@@ -28,13 +31,18 @@ usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N] [--samples N] 
 
 Print what a recipe does, epoch by epoch, without data or GPU: resolution, learning rate, steps,
 floating-point operations and where they go, and how N processes share each step.
-
-  --world-size N   processes (default 1)
-  --samples N      training images (default: those in data.train_dataset, or ImageNet's)
 """
 
+Number = Annotated[int, Range(at_least=1, at_most=10**12)]
 
-Number = Annotated[int, reader.Range(at_least=1, at_most=10**12)]
+
+class Page(Options):
+    """What the page is for; every other word on the command line is a setting of the recipe."""
+
+    world_size: Number = 1
+    """Processes."""
+    samples: Number | None = None
+    """Training images; null stands for those in `data.train_dataset`, or ImageNet's."""
 
 
 class Dataset(NamedTuple):
@@ -62,39 +70,42 @@ def show(argv: Sequence[str]) -> None:
         UserError: a fault in the recipe, or processes that cannot share its steps.
     """
     named = bool(argv) and not argv[0].startswith("-")
-    words = reader.split(argv[1:] if named else argv)
+    words = command_line.split(argv[1:] if named else argv)
     if "help" in words:
-        reader.print_page(reader.help_text(Config, f"{USAGE}\nSettings of the recipe:"))
+        own = reference.help_text(Page, USAGE)
+        reference.print_page(reference.help_text(Config, f"{own}\n\nSettings of the recipe:"))
         return
-    path = argv[0] if named else words.get("config")
-    if path is None:
+    paths = [*argv[:named], *words.get("config", [])]
+    if not paths:
         raise UserError("command line: no recipe; pass one, such as rcp/rn50_16ep.yaml")
-    if named and "config" in words:
-        raise UserError(f"command line: two recipes, {path} and {words['config']}; pass one")
-    world_size, samples = (
-        reader.parse_argument(key, words.pop(key), Number).value if key in words else None
-        for key in ("world_size", "samples")
-    )
-    config = settings.resolve({**words, "config": path}, needs_data=False)
-    dataset = _dataset(config, samples)
+    if len(paths) > 1:
+        raise UserError(f"command line: two recipes, {paths[0]} and {paths[1]}; pass one")
+    options = command_line.take(Page, words)
+    config = settings.resolve({**words, "config": paths}, needs_data=False)
+    dataset = _dataset(config, options.samples)
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = 10_000  # tables as wide as they are: rich cuts digits off to fit a terminal
     with console.capture() as page:  # nothing is printed of a recipe that has a fault
-        console.print(*_header(Path(path)), "", soft_wrap=True, sep="\n")
-        console.print(_facts(config, dataset, world_size or 1))
+        console.print(*_header(Path(paths[0])), "", soft_wrap=True, sep="\n")
+        console.print(_facts(config, dataset, options.world_size))
         console.print()
         console.print(_epochs(config, dataset))
         console.print(
-            "\nlr: of the first and the last step. GFLOP: forward and backward pass, a multiply-add\n"
-            "as two; convolutions and matrix products only.\n"
+            "\nStart, end: the first and the last step of the epoch. GFLOP: forward and backward pass, a\n"
+            "multiply-add as two; convolutions and matrix products only.\n"
         )
         console.print(_parts(config, dataset))
-    reader.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
+    reference.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
 
 
 def _header(path: Path) -> list[str]:
-    """The first paragraph of the comment that the file begins with; else its name."""
+    """The first paragraph of the comment that the file begins with; else its name.
+
+    A first line that tells editors which schema the file has is none of it.
+    """
     lines = path.read_text("utf-8-sig").splitlines()
+    if lines and lines[0].startswith("# yaml-language-server:"):
+        del lines[0]
     comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
     return [line.removeprefix("#").strip() for line in comment] or [str(path)]
 
@@ -135,7 +146,15 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     training, validation, steps = config.training, config.validation, _steps(config, dataset)
     share = recipe.plan(config, world_size)
     left_out = dataset.samples - steps * training.batch_size
-    optimizer = f"SGD, momentum {training.momentum:g}" + " (Nesterov)" * training.nesterov
+    rows = {name: _row(frames) for name, frames in config.schedule.rows.items()}
+    constants = {name: f" {getattr(training, name):g}" for name in ("momentum", "weight_decay")}
+    constants |= {name: " as scheduled" for name in rows if name in constants}
+    optimizer = f"{OPTIMIZERS.name_of(config.optimizer)}, momentum{constants['momentum']}"
+    optimizer += "".join(
+        f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
+        for name, value in config.optimizer
+        if value is not False
+    )
     decayed = "on everything" if training.decay_norm_and_bias else "not on norms and biases"
     averaged = "flipped images averaged in" if validation.tta == "flip" else "no flips"
     tested = (
@@ -147,12 +166,13 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     facts = {
         "network": config.model.arch + " with blurpool" * config.model.blurpool,
         "data": f"{dataset.samples:,} images, {dataset.classes:,} classes ({dataset.origin})",
-        "optimizer": f"{optimizer}; weight decay {training.weight_decay:g} {decayed}",
+        "optimizer": f"{optimizer}; weight decay{constants['weight_decay']} {decayed}",
         "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
         f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
         f"batch-norm over {config.norm_batch_size:,}{groups}",
         "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
         f"{left_out:,} images are left out, other ones each epoch",
+        **rows,
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
         "evaluation": f"each epoch at {validation.resolution} px, crop ratio "
         f"{validation.crop_ratio:g}, {averaged}; {tested}",
@@ -168,6 +188,15 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     return table
 
 
+def _short(name: str, value: float) -> str:
+    return f"{value:.6f}" if name == "lr" else f"{value:.5g}"
+
+
+def _row(frames: Keyframes) -> str:
+    """A row of the schedule as a recipe writes it."""
+    return "{" + ", ".join(f"{key}: {value}" for key, value in frames.to_yaml().items()) + "}"
+
+
 def _epochs(config: Config, dataset: Dataset) -> Table:
     steps = _steps(config, dataset)
     images = steps * config.training.batch_size
@@ -176,15 +205,17 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     unit, name = _unit(images * max(costs.values()))
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
-    lr = ("lr at\nstart", "lr at\nend")
-    for column in ("epoch", "px", *lr, "steps", "images", per_image, per_epoch):
+    changing = [name for name in config.schedule.rows if name != "resolution"]
+    words = [name.replace("_", "\n") for name in changing]
+    ends = [f"{name}\n{end}" for name in words for end in ("start", "end")]
+    for column in ("epoch", "px", *ends, "steps", "images", per_image, per_epoch):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     for epoch, size in enumerate(sizes):
+        first, last = (recipe.values(config, epoch + step / steps) for step in (0, steps - 1))
         table.add_row(
             str(epoch),
             str(size),
-            f"{recipe.learning_rate(config, epoch, 0, steps):.6f}",
-            f"{recipe.learning_rate(config, epoch, steps - 1, steps):.6f}",
+            *[_short(name, values[name]) for name in changing for values in (first, last)],
             f"{steps:,}",
             f"{images:,}",
             f"{costs[size] / 1e9:,.3f}",
@@ -194,7 +225,7 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     total = images * sum(costs[size] for size in sizes)
     table.add_row(
         "all",
-        *[""] * 3,
+        *[""] * (1 + len(ends)),
         f"{steps * len(sizes):,}",
         f"{images * len(sizes):,}",
         f"{total / images / len(sizes) / 1e9:,.3f}",

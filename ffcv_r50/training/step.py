@@ -74,7 +74,12 @@ class TrainStep:
         """
         sums, statistics = self._sums, self._statistics
         self.network.train()
-        optim.set_values(self.optimizer, step.values)
+        optim.set_hyperparameters(
+            self.optimizer,
+            lr=step.values["lr"],
+            momentum=step.values["momentum"],
+            weight_decay=step.values["weight_decay"],
+        )
         statistics.begin()
         sums.begin(stop)
         for _ in range(self._micro_batches):

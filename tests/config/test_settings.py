@@ -3,15 +3,15 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import declaration, reader, settings
 from ffcv_r50.config.keyframes import Keyframes
-from ffcv_r50.config.settings import Config
+from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
+from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW
 
 RECIPE = """\
 model: {arch: resnet18}
@@ -56,16 +56,26 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--schedule.lr={0: -1}", "command line: --schedule.lr: expected rates of at least 0, got -1"),
         ("--schedule.resolution={0: 160, 20: 192}", "command line: --schedule.resolution: has a keyframe at epoch 20, after the end of the run (training.epochs is 16)"),
         ("--schedule.lr={0: 0, 16: 0}", "command line: --schedule.lr: is 0 throughout; nothing would be trained"),
-        ("--schedule.lr={0: 1e999}", "command line: --schedule.lr: '0: 1e999' is not a keyframe; expected epoch: value, or interpolation: linear or cosine or step"),
+        ("--schedule.lr={0: 1e999}", "command line: --schedule.lr: '0: 1e999' is not a keyframe; expected epoch: value, epoch: KIND value or interpolation: KIND, where KIND is linear or cosine or step or exponential or power N"),
         ("--schedule.resolution={0: 150}", "command line: --schedule.resolution: expected multiples of 32 up to 4096, got 150"),
         ("--schedule.resolution={0: 0}", "command line: --schedule.resolution: expected multiples of 32 up to 4096, got 0"),
         ("--schedule.resolution={0: 100000000000000}", "command line: --schedule.resolution: expected multiples of 32 up to 4096, got 100000000000000"),
         ("--checkpoint.every=1e999 minutes", "command line: --checkpoint.every: expected '500 steps' or '10 minutes', got '1e999 minutes'"),
         ("--schedule.resolution={0: 160, 14: 160, 16: 224}", "command line: --schedule.resolution: the ramp never reaches 224: the epochs train at 160, 192; move the keyframe to an earlier epoch or remove it"),
         ("--schedule.resolution={0: 128, 4: 128, 4.5: 224, 5: 128}", "command line: --schedule.resolution: the ramp never reaches 224: the epochs train at 128; move the keyframe to an earlier epoch or remove it"),
+        ("--schedule.momentum={0: 0.9, 16: 1}", "command line: --schedule.momentum: expected a number at least 0 and below 1, got 1"),
+        ("--schedule.weight_decay={0: -1e-4}", "command line: --schedule.weight_decay: expected a number at least 0, got -0.0001"),
+        ("--schedule.label_smoothing={0: 0, 20: 0.1}", "command line: --schedule.label_smoothing: has a keyframe at epoch 20, after the end of the run (training.epochs is 16)"),
+        ("--schedule.momentum={0: 0.9, 8: 0} --optimizer.nesterov=1", "command line: --optimizer.nesterov: needs schedule.momentum above 0"),
+        ("--schedule.momentum=0.9", "command line: --schedule.momentum: expected a table of keyframes {epoch: value, ...} or null, got '0.9'"),
+        ("--schedule.seed={0: 1}", "command line: --schedule.seed is not a setting; did you mean --training.seed?"),
         ("--data.crop_scale=[1, 0.5]", "command line: --data.crop_scale: [1, 0.5] is not [lowest, highest]"),
         ("--data.crop_ratio=[2, 0.5]", "command line: --data.crop_ratio: [2, 0.5] is not [lowest, highest]"),
         ("--training.nesterov=1 --training.momentum=0", "command line: --training.nesterov: needs training.momentum above 0"),
+        ("--optimizer.nesterov=1 --training.momentum=0", "command line: --optimizer.nesterov: needs training.momentum above 0"),
+        ("--optimizer.name=adam", "command line: --optimizer.name: there is no optimizer 'adam'; did you mean adamw?"),
+        ("--optimizer.beta2=0.9", "command line: --optimizer.beta2 is not an option of sgd, which has nesterov"),
+        ("--optimizer.name=adamw --optimizer.nesterov=1", "command line: --optimizer.nesterov is not an option of adamw, which has beta2, eps"),
         ("--checkpoint=x.pt", "command line: --checkpoint.file: is for --training.eval_only=1; a run continues from its logging.folder by itself"),
         ("--model.arch=resnet51", "command line: --model.arch: torchvision has no classification model 'resnet51'; did you mean resnet50?"),
         ("--model.arch=fcn_resnet50", "command line: --model.arch: torchvision has no classification model 'fcn_resnet50'; did you mean resnet50?"),
@@ -102,6 +112,27 @@ def test_resume_allow_may_have_spaces(recipe: Path) -> None:
     )
 
 
+def test_the_optimizer_is_chosen_by_name(recipe: Path) -> None:
+    assert load(recipe).optimizer == SGD()
+    assert load(recipe, "--optimizer.name=adamw", "--optimizer.eps=1e-6").optimizer == AdamW(
+        eps=1e-6
+    )
+    recipe.write_text(RECIPE + "optimizer: {name: adamw, beta2: 0.95}\n")
+    assert load(recipe, "--optimizer.eps=1e-6").optimizer == AdamW(beta2=0.95, eps=1e-6)
+    assert load(recipe, "--optimizer.name=sgd").optimizer == SGD()
+    assert load(recipe, "--resume.allow=optimizer.name,optimizer.nesterov").resume.allow
+
+
+def test_nesterov_where_it_was_before(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("  epochs: 16", "  epochs: 16\n  nesterov: true"))
+    assert load(recipe).optimizer == SGD(nesterov=True)
+    assert error_of(recipe, "--optimizer.nesterov=maybe").endswith("got 'maybe'")
+    recipe.write_text(recipe.read_text() + "optimizer: {name: adamw}\n")
+    assert error_of(recipe) == (
+        "x.yaml:4: training.nesterov is not an option of adamw, which has beta2, eps"
+    )
+
+
 def test_staging_that_a_file_asks_for_can_be_switched_off(recipe: Path) -> None:
     recipe.write_text(RECIPE + "data: {stage_dir: /scratch}\n")
     assert load(recipe).data.stage_dir == "/scratch"
@@ -127,7 +158,7 @@ def test_an_unknown_architecture_in_the_file_is_named_with_its_line(recipe: Path
 def test_the_same_checks_hold_for_a_config_made_by_hand(recipe: Path) -> None:
     good = load(recipe)
     with pytest.raises(UserError, match=r"^training.norm_batch_size: 512 does not divide"):
-        replace(good, training=replace(good.training, batch_size=100))
+        Config(**dict(good) | {"training": Training(**dict(good.training) | {"batch_size": 100})})
 
 
 @pytest.mark.parametrize(
@@ -182,6 +213,14 @@ def test_the_interpolation_survives_the_scaling(recipe: Path) -> None:
     assert max(scaled.schedule.lr.values) == 3.4
 
 
+def test_the_kinds_of_segments_survive_the_scaling(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("16: 0}", "8: exponential 0.1, 16: cosine 0}"))
+    scaled = load(recipe, "--training.batch_size=1024")
+    assert scaled.schedule.lr == Keyframes(
+        {0: 0.00017 / 4, 2: 1.7 / 4, 8: "exponential 0.025", 16: "cosine 0"}
+    )
+
+
 @pytest.mark.parametrize("size", ["4096", "4096 "])
 def test_the_recipes_own_batch_size_changes_nothing(recipe: Path, size: str) -> None:
     same = load(recipe, f"--training.batch_size={size.strip()}")
@@ -225,7 +264,7 @@ def test_environment_variables_are_never_read(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = load(recipe)
-    for key in reader.declared(Config):
+    for key in declaration.declared(Config):
         for name in (key, key.upper(), key.rpartition(".")[2], key.replace(".", "_").upper()):
             monkeypatch.setenv(name, "1")
     assert load(recipe) == before
@@ -247,6 +286,9 @@ def test_what_is_written_loads_alone_to_an_equal_config(recipe: Path, tmp_path: 
         "--training.precision=bf16",
         "--training.eval_only=1",
         "--schedule.resolution={0: 128, 0.5: 160, 16: 160, interpolation: step}",
+        "--schedule.momentum={0: 0.95, 5: cosine 0.85, 16: power 2 0.9}",
+        "--optimizer.name=adamw",
+        "--optimizer.eps=1e-6",
         "--validation.tta=flip",
         "--logging.folder=runs/null",
         "--dist.timeout_seconds=7",
@@ -264,8 +306,10 @@ def test_what_is_written_loads_alone_to_an_equal_config(recipe: Path, tmp_path: 
 
 def test_the_written_file_names_every_setting(recipe: Path, tmp_path: Path) -> None:
     written = tmp_path / "config.yaml"
-    written.write_text(load(recipe).to_yaml())
-    assert set(reader.from_file(Config, str(written))) == set(reader.declared(Config))
+    for name in OPTIMIZERS.names:
+        written.write_text(load(recipe, f"--optimizer.name={name}").to_yaml())
+        known = declaration.declared(Config, {"optimizer.name": name})
+        assert set(reader.from_file(Config, str(written))) == set(known)
 
 
 def test_the_reference_documents_every_setting_in_a_sentence() -> None:
@@ -276,7 +320,11 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
         check=True,
     )
     rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines()[2:]]
-    assert [row[0].strip("`") for row in rows] == list(reader.declared(Config))
+    keys = [row[0].strip("`") for row in rows]
+    assert [key for key in keys if key in declaration.declared(Config)] == list(
+        declaration.declared(Config)
+    )
+    assert sorted(keys) == sorted(declaration.keys(Config))  # the options of every optimizer, too
     for row in rows:
         assert len(row) == 4, row
         assert row[3].startswith("`") or row[3][0].isupper(), row
@@ -289,7 +337,7 @@ def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert not stopped.value.code
     page = capsys.readouterr().out
     assert page.startswith("usage: train_imagenet.py --config FILE")
-    assert all(f"--{key} " in page for key in reader.declared(Config))
+    assert all(f"--{key} " in page for key in declaration.declared(Config))
 
 
 # -------------------------------------------------------------------------- ffcv-imagenet's names
@@ -326,4 +374,4 @@ def test_what_the_hints_recommend_is_accepted(recipe: Path) -> None:
     load(recipe, "--schedule.resolution={0: 160, 11: 160, 13: 192}", "--validation.tta=flip")
     load(recipe, "--schedule.lr={0: 0, 2: 1.7, 16: 0}", "--model.blurpool=true")
     load(recipe, "--schedule.lr={0: 0.1, 30: 0.01, interpolation: step}", "--training.epochs=90")
-    assert not set(settings.FFCV_IMAGENET_NAMES) & set(reader.declared(Config))
+    assert not set(settings.FFCV_IMAGENET_NAMES) & set(declaration.declared(Config))

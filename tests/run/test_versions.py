@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import yaml
 
 import ffcv_r50
-from ffcv_r50.config import reader, settings
+from ffcv_r50.config import declaration, reader, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.run import checkpoint, compatibility, versions
@@ -20,12 +19,10 @@ from tests.conftest import RECIPE
 
 
 def configuration(*more: str, cls: type[Config] = Config) -> Config:
-    given = reader.from_text(cls, RECIPE, "recipe")
-    known = {key: setting.kind for key, setting in reader.declared(cls).items()}
-    for word in more:
-        key, _, text = word.partition("=")
-        given[key] = reader.parse_argument(key, text, known[key])
-    return reader.build(cls, given)
+    recipe = reader.from_yaml(cls, RECIPE, "recipe")
+    words = {key: [text] for key, _, text in (word.partition("=") for word in more)}
+    arguments = reader.from_arguments(cls, words, recipe)
+    return declaration.build(cls, declaration.merge(cls, recipe, arguments))
 
 
 # --------------------------------------------------------------------------------------- formats
@@ -108,7 +105,6 @@ def test_the_note_comes_with_the_state() -> None:
 # -------------------------------------------------------------------------------------- settings
 
 
-@dataclass(frozen=True, kw_only=True)
 class Newer(Config):
     """Settings of a later version."""
 
@@ -158,7 +154,7 @@ def test_a_setting_that_moved_is_the_same_setting(
     section, _, name = old.partition(".")
     tree.setdefault(section, {})[name] = tree["training"].pop("momentum")
     saved = yaml.safe_dump(tree)
-    monkeypatch.setattr(compatibility, "MOVED", {old: "training.momentum"})
+    monkeypatch.setattr(Config, "MOVED", {old: "training.momentum"})
     now = configuration("training.momentum=0.8")
     assert compatibility.changed_settings("run", saved, now) == []
     with pytest.raises(UserError, match=r"training\.momentum \(0\.8 -> 0\.9\)"):

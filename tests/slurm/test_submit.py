@@ -125,14 +125,16 @@ def test_a_dry_run_prints_the_file_and_writes_nothing(
     [
         (["--nodes=3"], "6 processes for 4 normalisation batches"),
         (["--nods=3"], "nods"),
-        (["--nodes=-1", "--gpus-per-node=-1"], "at least 1 each"),
-        (["--nodes=two"], "command line: argument --nodes: invalid int value: 'two'; --help lists"),
+        (["--nodes=-1", "--gpus-per-node=-1"], "--nodes: expected an integer at least 1, got -1"),
+        (["--nodes=two"], "command line: --nodes: expected an integer at least 1, got 'two'"),
         (["--data.train_dataset=/nowhere.beton"], "/nowhere.beton"),
         (["--training.batch_sise=3"], "did you mean --training.batch_size"),
         (["--time=soon"], "--time=soon: write"),
         (["--seeds=0,x"], "--seeds=0,x: write whole numbers"),
         (["--seeds=1,1"], "names a seed twice"),
         (["--seeds=1", "--training.seed=2"], "give one of them"),
+        (["--dry-run", "--local"], "command line: --local: is not allowed with --dry-run"),
+        (["--qos=a", "--qos=b"], "command line: --qos: is given twice"),
     ],
 )
 def test_what_is_wrong_is_refused_before_submission(

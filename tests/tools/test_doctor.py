@@ -78,7 +78,7 @@ def test_no_check_ends_the_others(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--foo", "command line: unrecognized arguments: --foo; --help lists the options"),
+        ("--foo=1", "command line: --foo is not a setting; --help lists the settings"),
         ("--timeout=-3", "command line: --timeout: expected an integer at least 1 and at most 1000000, got -3"),
     ],
 )  # fmt: skip

@@ -77,6 +77,34 @@ def test_the_page_is_as_wide_as_it_has_to_be(capsys: pytest.CaptureFixture[str])
     assert "100.0%" in many
 
 
+def test_the_page_has_a_column_for_each_row_of_the_schedule(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = page_of(
+        capsys,
+        "--schedule.lr={0: 0.005, 2: 1.7, 16: cosine 0}",
+        "--schedule.momentum={0: 0.95, 2: 0.85}",
+        "--schedule.weight_decay={0: 1e-5, 16: step 5e-5}",
+        "--samples=40960",
+    )
+    text = squeeze(page)
+    assert "lr {0: 0.005, 2: 1.7, 16: cosine 0} resolution {0: 160," in text
+    assert "momentum {0: 0.95, 2: 0.85} weight_decay {0: 1e-05, 16: step 5e-05}" in text
+    assert "sgd, momentum as scheduled; weight decay as scheduled not on norms" in text
+    assert "label" not in text.partition("epoch px")[2], "a constant"
+    rows = [line.split() for line in page.splitlines() if re.match(r" *\d+ +1\d\d ", line)]
+    assert rows[0][2:8] == ["0.005000", "0.767750", "0.95", "0.905", "1e-05", "1e-05"]
+    assert rows[15][4:8] == ["0.85", "0.85", "1e-05", "1e-05"]
+    assert rows[9][2] == "0.850000"
+
+
+def test_the_page_names_the_optimizer_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    text = squeeze(page_of(capsys, "--optimizer.name=adamw", "--optimizer.eps=1e-6"))
+    assert "adamw, momentum 0.9, beta2 0.999, eps 1e-06; weight decay 0.0001 not on" in text
+    text = squeeze(page_of(capsys, "--optimizer.nesterov=1"))
+    assert "sgd, momentum 0.9, nesterov; weight decay 0.0001 not on" in text
+
+
 def test_the_page_says_how_the_command_line_changed_the_recipe(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -149,7 +177,7 @@ def test_the_program(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         ([], "command line: no recipe; pass one, such as rcp/rn50_16ep.yaml"),
-        (["--world-size=two"], "command line: --world_size: expected an integer, got 'two'"),
+        (["--world-size=two"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000, got 'two'"),
         (["--world-size=0"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000, got 0"),
         (["--config=x.yaml"], f"command line: two recipes, {REPOSITORY}/rcp/rn50_16ep.yaml and x.yaml; pass one"),
         (["--samples=4000"], "training.batch_size: 4096 is more than the 4000 training images; pass a smaller --training.batch_size"),

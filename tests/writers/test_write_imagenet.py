@@ -81,7 +81,7 @@ def test_it_runs_from_anywhere(tree: Path) -> None:
         (["--cfg.max_resolution=-5"], "--cfg.max_resolution: expected an integer at least 0"),
         (
             ["--cfg.num_workers=many"],
-            "--cfg.num_workers: expected an integer, got 'many'",
+            "--cfg.num_workers: expected an integer at least 0, got 'many'",
         ),
         (["--cfg.chunk_size=0"], "--cfg.chunk_size: expected an integer at least 1, got 0"),
         (["--cfg.on_error=ignore"], "--cfg.on_error: expected stop or skip, got 'ignore'"),

@@ -1,6 +1,5 @@
 """Whole files, written by worker processes."""
 
-import dataclasses
 import io
 import itertools
 import json
@@ -115,7 +114,7 @@ def test_round_trip(write: Write, tree: Path, capsys: pytest.CaptureFixture[str]
     assert sidecar.source == str(tree)
     assert sidecar.skipped == []
     assert sidecar.settings["seed"] == 5
-    assert set(sidecar.settings) == {field.name for field in dataclasses.fields(Writing)}
+    assert set(sidecar.settings) == set(Writing.model_fields)
     assert sidecar.versions["pillow"]
     raw = sum(expected)
     size = dataset.path.stat().st_size / 1e6
