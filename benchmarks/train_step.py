@@ -166,8 +166,10 @@ class Bench:
         build.set_up_torch(config, world.device)
         precision = Precision(config.training.precision, world.device)
         network = build.network(config, dataset.num_classes, world.device)
-        self.train_step = build.train_step(config, network, precision, self.plan, world)
         self.loader = build.train_loader(config, dataset, self.plan, world)
+        self.train_step = build.train_step(
+            config, network, precision, self.plan, self.loader, world
+        )
         self.epochs = iter(range(sys.maxsize))
         self.kinds: dict[str, Callable[[], float]] = {
             "step": self.step_only,

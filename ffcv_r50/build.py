@@ -1,5 +1,6 @@
 """What a configuration asks for, made: datasets, loaders, the network, the step that trains it."""
 
+import copy
 import os
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ from ffcv_r50.models.batchnorm import share_statistics
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.recipe import Plan
 from ffcv_r50.run import staging
-from ffcv_r50.training.losses.cross_entropy import cross_entropy
+from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch
 from ffcv_r50.training.step import TrainStep
@@ -173,6 +174,7 @@ def train_step(
     network: nn.Module,
     precision: Precision,
     plan: Plan,
+    train_loader: TrainLoader,
     world: distributed.World,
 ) -> TrainStep:
     """What trains ``network``. All ranks must call it, outside of what could fail on one alone.
@@ -180,17 +182,27 @@ def train_step(
     Raises:
         UserError: the network cannot be trained in the same way at any world size.
     """
-    network = share_statistics(network, plan.group_size)
     # The same seed gives the same weights, but not to the bit on processors of another kind.
     distributed.broadcast_tensors(network.state_dict().values())
+    num_classes = train_loader.dataset.num_classes
+    averages = {
+        AVERAGES.name_of(options): options.build(
+            copy.deepcopy(network), train_loader.steps_per_epoch
+        )
+        for options in config.averages
+    }
+    network = share_statistics(network, plan.group_size)
     training = config.training
     groups = optim.parameter_groups(network, training.decay_norm_and_bias)
     return TrainStep(
         network,
-        config.optimizer.build(groups, momentum=training.momentum),
-        transforms=[Normalize(world.device)],
-        loss=cross_entropy,
-        averages={},
+        config.optimizer.build(groups, momentum=recipe.values(config, 0.0)["momentum"]),
+        transforms=[
+            *(options.build(num_classes) for options in config.augment),
+            Normalize(world.device),
+        ],
+        loss=config.loss.build(num_classes),
+        averages=averages,
         precision=precision,
         draws=draw_by_position(network, training.seed, world.device),
         micro_batches=plan.micro_batches,

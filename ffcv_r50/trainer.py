@@ -118,7 +118,9 @@ class Run:
             self.precision = Precision(config.training.precision, world.device)
             network = build.network(config, self.train_set.num_classes, world.device)
         self.steps = self.train_loader.steps_per_epoch
-        self.train_step = build.train_step(config, network, self.precision, self.plan, world)
+        self.train_step = build.train_step(
+            config, network, self.precision, self.plan, self.train_loader, world
+        )
         self.take_step = around(self.train_step)
         self.progress = Progress()
         self.row: EpochRow | None = None
@@ -409,4 +411,8 @@ def _sinks(config: Config, storage: Storage, console: Console) -> list[Sink]:
     """Where this rank's numbers go: nowhere, but from rank 0."""
     if not isinstance(storage, FolderStorage):
         return []
-    return [EpochLines(console, config.training.epochs), JsonLines(storage.log, console.warn)]
+    return [
+        EpochLines(console, config.training.epochs),
+        JsonLines(storage.log, console.warn),
+        *(options.build(storage.path) for options in config.logging.sinks),
+    ]

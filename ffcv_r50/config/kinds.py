@@ -58,7 +58,7 @@ def name_of(kind: Any) -> str:
     if registry := registry_of(kind):
         return " or ".join(registry.names)
     if registry := listed_registry_of(kind):
-        return f"a list of {{{' or '.join(registry.names)}: {{option: value}}}}"
+        return f"a list of {{{' or '.join(registry.names) or 'name'}: {{option: value}}}}"
     if origin is Annotated:
         ranges = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Range)]
         return name_of(arguments[0]) + "".join(ranges)

@@ -13,8 +13,13 @@ from ffcv_r50.config import command_line, declaration, kinds, reader, reference
 from ffcv_r50.config.declaration import Given
 from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.logs.sinks import SINKS, SinkOptions
 from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
 from ffcv_r50.registry import Options, Range
+from ffcv_r50.training.averages import AVERAGES, AverageOptions
+from ffcv_r50.training.losses import LOSSES, LossOptions
+from ffcv_r50.training.losses.cross_entropy import CrossEntropy
+from ffcv_r50.training.transforms import TRANSFORMS, TransformOptions
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
@@ -203,6 +208,8 @@ class Logging(Options):
     folder: str = ""
     """The folder of the run: resolved settings, log, checkpoints. The same command with the same
     folder continues the run."""
+    sinks: tuple[Annotated[SinkOptions, SINKS], ...] = ()
+    """Where numbers go besides the console and `log.jsonl`."""
 
 
 class Dist(Options):
@@ -258,6 +265,13 @@ class Config(Options):
     training: Training
     optimizer: Annotated[Optimizer, OPTIMIZERS] = SGD()
     """Which optimizer, by its name here; each has options of its own."""
+    loss: Annotated[LossOptions, LOSSES] = CrossEntropy()
+    """What is minimised, by its name here. Evaluation reports the plain cross-entropy."""
+    augment: tuple[Annotated[TransformOptions, TRANSFORMS], ...] = ()
+    """What is done to the training images on the device, in this order."""
+    averages: tuple[Annotated[AverageOptions, AVERAGES], ...] = ()
+    """Averages of the weights that are evaluated and logged beside the network, such as
+    `[{ema: {half_life: 2}}]`."""
     schedule: Schedule
     validation: Validation = Validation()
     logging: Logging = Logging()
@@ -371,6 +385,17 @@ def _adapt_to_batch_size(
 
 
 def _check(config: Config) -> None:
+    _check_batches(config)
+    _check_rows(config)
+    _check_lr(config)
+    _check_resolution(config)
+    _check_saving(config)
+    from ffcv_r50 import models  # here: torchvision takes seconds, and the errors above should not
+
+    models.check_arch(config.model.arch)
+
+
+def _check_batches(config: Config) -> None:
     training, schedule = config.training, config.schedule
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.data, name)
@@ -390,6 +415,16 @@ def _check(config: Config) -> None:
             f"{norm} does not divide training.batch_size {batch}; "
             f"pass --training.norm_batch_size={fitting}{other}",
         )
+    names = [AVERAGES.name_of(average) for average in config.averages]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidSetting(
+                "averages", f"{name} is there twice, and logs could not tell which"
+            )
+
+
+def _check_rows(config: Config) -> None:
+    training, schedule = config.training, config.schedule
     constants = declaration.declared(type(training))
     for name, row in schedule.rows.items():
         last = row.points[-1].epoch
@@ -404,26 +439,34 @@ def _check(config: Config) -> None:
                 kinds.check(value, constants[name].kind)
             except ValueError as error:
                 raise InvalidSetting(f"schedule.{name}", str(error)) from error
-    end, value, _ = schedule.lr.points[-1]
-    if value == 0 and 0 < end < training.epochs:
+
+
+def _check_lr(config: Config) -> None:
+    lr, epochs = config.schedule.lr, config.training.epochs
+    end, value, _ = lr.points[-1]
+    if value == 0 and 0 < end < epochs:
         raise InvalidSetting(
             "schedule.lr",
-            f"is 0 from epoch {end:g} to the end of the run (training.epochs is {training.epochs})",
+            f"is 0 from epoch {end:g} to the end of the run (training.epochs is {epochs})",
         )
-    if not any(schedule.lr.values):
+    if not any(lr.values):
         raise InvalidSetting("schedule.lr", "is 0 throughout; nothing would be trained")
-    if low := [value for value in schedule.lr.values if value < 0]:
+    if low := [value for value in lr.values if value < 0]:
         raise InvalidSetting("schedule.lr", f"expected rates of at least 0, got {low[0]:g}")
-    for side in schedule.resolution.values:
+
+
+def _check_resolution(config: Config) -> None:
+    resolution = config.schedule.resolution
+    for side in resolution.values:
         if not 32 <= side <= LARGEST_SIDE or side % 32:
             raise InvalidSetting(
                 "schedule.resolution",
                 f"expected multiples of 32 up to {LARGEST_SIDE}, got {side:.15g}",
             )
     trained = dict.fromkeys(
-        resolution_at(schedule.resolution, epoch) for epoch in range(training.epochs)
+        resolution_at(resolution, epoch) for epoch in range(config.training.epochs)
     )
-    for side in schedule.resolution.values:
+    for side in resolution.values:
         if side not in trained:
             sides = ", ".join(map(str, trained))
             raise InvalidSetting(
@@ -431,7 +474,10 @@ def _check(config: Config) -> None:
                 f"the ramp never reaches {side:g}: the epochs train at {sides}; move the keyframe "
                 "to an earlier epoch or remove it",
             )
-    if config.checkpoint.file and not training.eval_only:
+
+
+def _check_saving(config: Config) -> None:
+    if config.checkpoint.file and not config.training.eval_only:
         raise InvalidSetting(
             "checkpoint.file",
             "is for --training.eval_only=1; a run continues from its logging.folder by itself",
@@ -451,9 +497,6 @@ def _check(config: Config) -> None:
                 "resume.allow",
                 f"{key} is not a setting" + (f"; did you mean {near}?" if near else ""),
             )
-    from ffcv_r50 import models  # here: torchvision takes seconds, and the errors above should not
-
-    models.check_arch(config.model.arch)
 
 
 def resolution_at(keyframes: Keyframes, epoch: int) -> int:

@@ -324,7 +324,10 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
     assert [key for key in keys if key in declaration.declared(Config)] == list(
         declaration.declared(Config)
     )
-    assert sorted(keys) == sorted(declaration.keys(Config))  # the options of every optimizer, too
+    # The options of every optimizer, too; those of things in lists stand behind their list.
+    single = [key for key in keys if ": " not in key]
+    assert sorted(single) == sorted(declaration.keys(Config))
+    assert {key for key in keys if ": " in key} == {"averages: ema.half_life"}
     for row in rows:
         assert len(row) == 4, row
         assert row[3].startswith("`") or row[3][0].isupper(), row

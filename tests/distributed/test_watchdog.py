@@ -26,6 +26,7 @@ def fail(dataset: Dataset, folder: Path, hook: ranks.Hook, size: int = 2) -> ran
     return ranks.run(arguments, folder, ranks=size, hook=hook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
 def test_rank_1_is_gone(dataset: Dataset, tmp_path: Path, send: signal.Signals) -> None:
     """Killed, or stopped so that it neither works nor closes its connections."""
@@ -37,6 +38,7 @@ def test_rank_1_is_gone(dataset: Dataset, tmp_path: Path, send: signal.Signals) 
     assert ranks.status(tmp_path)["reason"].startswith("rank 1: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
 def test_rank_0_is_gone(dataset: Dataset, tmp_path: Path, send: signal.Signals) -> None:
     ended = fail(dataset, tmp_path, ranks.at_step(4, send, rank=0))
@@ -92,6 +94,7 @@ def test_no_rank_goes_on_without_its_watchdog(dataset: Dataset, tmp_path: Path, 
     assert f"error: rank {rank}: {said}" in ended.outputs[0]
 
 
+@pytest.mark.slow
 def test_rank_1_hangs_while_its_heart_beats(dataset: Dataset, tmp_path: Path) -> None:
     ended = fail(dataset, tmp_path, functools.partial(ranks.before_step, ranks.hang, 4, 1))
     assert ended.codes == [FAULT, FAULT], ended.outputs
@@ -107,6 +110,7 @@ def break_rank_1() -> None:
     ranks.before_step(action, 4, 1)
 
 
+@pytest.mark.slow
 def test_an_exception_on_rank_1_is_told_by_rank_0(dataset: Dataset, tmp_path: Path) -> None:
     ended = fail(dataset, tmp_path, break_rank_1)
     assert ended.codes == [FAULT, FAULT], ended.outputs
@@ -130,6 +134,7 @@ def damage_an_image_of(rank: int, source: Path, target: Path) -> int:
     raise AssertionError("no JPEG in that half")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_bad_image_on_one_rank_ends_all(dataset: Dataset, tmp_path: Path, rank: int) -> None:
     bad = tmp_path / "bad.beton"

@@ -25,7 +25,7 @@ class BrokenOptions(SinkOptions):
 
     def build(self, folder: Path) -> Sink:
         """As every sink."""
-        return Broken(folder)
+        return Broken(folder / "unwritten")
 
 
 class StepLines:

@@ -140,8 +140,9 @@ def test_a_saved_setting_that_is_unknown_is_named() -> None:
 
 
 def test_an_unknown_one_of_those_that_may_differ_is_no_matter() -> None:
-    saved = configuration().to_yaml().replace("logging: {", "logging: {parrot: true, ")
-    assert "parrot" in saved
+    tree = yaml.safe_load(configuration().to_yaml())
+    tree["logging"]["parrot"] = True
+    saved = yaml.safe_dump(tree)
     assert compatibility.changed_settings("run", saved, configuration()) == []
 
 

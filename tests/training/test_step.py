@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ffcv_r50 import optim
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.precision import Precision
@@ -48,7 +49,7 @@ def train_step(
 ) -> TrainStep:
     return TrainStep(
         model,
-        torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9),
+        optim.SGD().build(optim.parameter_groups(model, True), momentum=0.9),
         transforms=transforms or [Normalize(CPU)],
         loss=loss,
         averages=averages or {},

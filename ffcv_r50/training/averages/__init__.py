@@ -17,10 +17,12 @@ class AverageOptions(Options):
         """The average itself.
 
         Args:
-            network: as it is before the first step.
+            network: a copy of its own, as it is before the first step.
             steps_per_epoch: optimizer steps; the unit of every setting is the epoch.
         """
         raise NotImplementedError
 
 
 AVERAGES: Registry[AverageOptions] = Registry("average")
+
+from ffcv_r50.training.averages import ema  # noqa: E402, F401  # registers itself
