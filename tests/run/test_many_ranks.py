@@ -13,6 +13,7 @@ from tests import ranks
 from tests.conftest import Dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [4, 8])
 def test_killed_in_the_middle_of_an_epoch(
     dataset: Dataset, tmp_path: Path, world_size: int
