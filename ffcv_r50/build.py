@@ -1,4 +1,4 @@
-"""What a configuration asks for, made: datasets, loaders, the network, the step that trains it."""
+"""What a configuration asks for, made: datasets, loaders, network, step, storage, sinks."""
 
 import copy
 import os
@@ -13,12 +13,15 @@ from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
 from ffcv_r50.errors import UserError
-from ffcv_r50.logs.console import Console
+from ffcv_r50.logs.console import Console, EpochLines
+from ffcv_r50.logs.jsonl import JsonLines
+from ffcv_r50.logs.sinks import Sinks
 from ffcv_r50.models import sizes
 from ffcv_r50.models.batchnorm import share_statistics
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.recipe import Plan
 from ffcv_r50.run import staging
+from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch
@@ -209,3 +212,29 @@ def train_step(
         ranks=world.size,
         compiled=training.compile,
     )
+
+
+# ------------------------------------------------------------------------------------ what is kept
+
+
+def storage(
+    config: Config, train_set: Beton, val_set: Beton, world: distributed.World, console: Console
+) -> Storage:
+    """What this rank keeps of the run: rank 0 all of it, in the folder; the others nothing.
+
+    Raises:
+        UserError: the folder cannot be made or written, or a live run holds it.
+    """
+    if not world.is_main:
+        return Storage()
+    return FolderStorage(config, train_set, val_set, console.say, console.warn)
+
+
+def sinks(config: Config, storage: Storage, console: Console) -> Sinks:
+    """Where this rank's numbers go: nowhere, but from rank 0."""
+    if not isinstance(storage, FolderStorage):
+        return Sinks([], console.warn)
+    lines = EpochLines(console, config.training.epochs)
+    log = JsonLines(storage.log, console.warn)
+    chosen = [options.build(storage.path) for options in config.logging.sinks]
+    return Sinks([lines, log, *chosen], console.warn)

@@ -12,14 +12,11 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.distributed.preemption import StopSignal, StopVote
 from ffcv_r50.distributed.watchdog import Watchdog
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED, Stopped, UserError
-from ffcv_r50.logs.console import Console, EpochLines, duration
-from ffcv_r50.logs.jsonl import JsonLines
+from ffcv_r50.logs.console import Console, duration
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
-from ffcv_r50.logs.sinks import Sink, Sinks
 from ffcv_r50.run import checkpoint
 from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator, ratio
-from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
 from ffcv_r50.training.precision import Precision
@@ -125,12 +122,8 @@ class Run:
         self.progress = Progress()
         self.row: EpochRow | None = None
         with distributed.errors_on_all_ranks():
-            self.storage = (
-                FolderStorage(config, self.train_set, self.val_set, console.say, console.warn)
-                if world.is_main
-                else Storage()
-            )
-        self.sinks = Sinks(_sinks(config, self.storage, console), console.warn)
+            self.storage = build.storage(config, self.train_set, self.val_set, world, console)
+        self.sinks = build.sinks(config, self.storage, console)
 
     # ------------------------------------------------------------------------------ the whole run
 
@@ -138,10 +131,8 @@ class Run:
         """From where the folder left off to the finished network."""
         self._continue()
         self._introduce()
-        epochs = self.config.training.epochs
-        with Watchdog(
-            self.world, self.config.dist.timeout_seconds, self.storage.set_status
-        ) as self.watchdog:
+        epochs, timeout = self.config.training.epochs, self.config.dist.timeout_seconds
+        with Watchdog(self.world, timeout, self.storage.set_status) as self.watchdog:
             while self.progress.epoch < epochs:
                 try:
                     self._train_epoch()
@@ -405,14 +396,3 @@ class Run:
         )
         self.storage.set_status("finished", FINISHED)
         distributed.broadcast_object(True)
-
-
-def _sinks(config: Config, storage: Storage, console: Console) -> list[Sink]:
-    """Where this rank's numbers go: nowhere, but from rank 0."""
-    if not isinstance(storage, FolderStorage):
-        return []
-    return [
-        EpochLines(console, config.training.epochs),
-        JsonLines(storage.log, console.warn),
-        *(options.build(storage.path) for options in config.logging.sinks),
-    ]

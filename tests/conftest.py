@@ -62,6 +62,8 @@ def write_images(folder: Path, count: int, seed: int) -> None:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """70 training and 29 validation images of three classes, and RECIPE."""
+    from ffcv_r50.data.beton import Beton
+    from ffcv_r50.data.loader import TrainLoader
     from writers import writing
     from writers.config import Writing
 
@@ -84,6 +86,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
             )
         )
         files.append(path)
+    # Compiled here, once: a run's first step would otherwise wait for it longer than some time-outs.
+    loader = TrainLoader(Beton(files[0]), seed=0, batch_size=32, micro_batch_size=8)
+    with loader.epoch(0, 32) as batches:
+        next(batches)
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
     return Dataset(files[0], files[1], recipe)

@@ -1,6 +1,5 @@
 """Settings for people to read: the table in the README, and what ``--help`` prints."""
 
-import os
 import re
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from ffcv_r50.config import declaration, kinds
 from ffcv_r50.config.kinds import listed_registry_of, registry_of
+from ffcv_r50.errors import discard_output
 from ffcv_r50.registry import Options
 
 
@@ -71,5 +71,4 @@ def print_page(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is left in the buffer would fail again when Python flushes it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout)

@@ -199,7 +199,8 @@ class Resume(Options):
     `--resume=...` is short for it."""
     allow: Annotated[str, AfterValidator(_without_spaces)] = ""
     """Settings that may differ from the saved ones, separated by commas:
-    `training.epochs,schedule.lr`. The new ones hold from the resumed step on."""
+    `training.epochs,schedule.lr`. The new ones hold from the resumed step on. `data.train_dataset`
+    and `data.val_dataset` permit other images; the same ones under another path need nothing."""
 
 
 class Logging(Options):

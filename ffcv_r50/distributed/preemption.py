@@ -2,7 +2,7 @@
 
 A scheduler that preempts sends SIGTERM (or what it was asked to send: SLURM's ``--signal=USR2``), a
 user presses Ctrl-C or closes the terminal. Whichever process receives it, the request is summed over
-all ranks with the next optimizer step (:meth:`ffcv_r50.training.learner.Learner.step`).
+all ranks with the next optimizer step (:class:`ffcv_r50.training.step.TrainStep`).
 """
 
 import os

@@ -1,7 +1,6 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere; one process speaks."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ffcv_r50.errors import discard_output
 from ffcv_r50.logs.row import EpochRow
 
 PLAIN_SECONDS = 10.0
@@ -53,7 +53,7 @@ class _Tireless(rich.console.Console):
 
     def on_broken_pipe(self) -> None:
         """Write to nowhere from now on, instead of ending the program."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout)
 
 
 class Console:

@@ -10,9 +10,6 @@ clocks agree, that the ``.beton`` files can be read and how fast their images ar
 the run folder can be written and has room.
 """
 
-import contextlib
-import importlib.metadata
-import platform
 import shutil
 import socket
 import sys
@@ -22,11 +19,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numba
+import numpy
 import torch
 import torch.distributed as dist
+import torchvision
 from rich.console import Console
 from rich.table import Table
 
+import ffcv_r50
 from ffcv_r50 import distributed
 from ffcv_r50.config import command_line
 from ffcv_r50.config.settings import Count
@@ -36,7 +37,6 @@ from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import FAULT, FINISHED, UserError, exit_with
 from ffcv_r50.registry import Options
 
-PACKAGES = ("ffcv_r50", "torch", "torchvision", "numpy", "numba")
 CLOCK_SECONDS = 1.0
 """Clocks further apart make logs of several machines hard to read together."""
 FREE_GB = 10
@@ -128,11 +128,8 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
 
 
 def _versions() -> Finding:
-    texts = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            texts.append(f"{name} {importlib.metadata.version(name)}")
-    return Finding(", ".join(texts))
+    found = ffcv_r50.versions(torch, torchvision, numpy, numba)
+    return Finding(", ".join(f"{name} {version}" for name, version in found.items()))
 
 
 def _jpeg() -> Finding:
