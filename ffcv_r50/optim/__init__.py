@@ -83,9 +83,11 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         saved: what ``state_dict`` of an optimizer of the same kind gave.
 
     Raises:
-        ValueError: its groups have other sizes.
+        ValueError: its groups have other sizes, or it is of another kind of optimizer.
     """
     ours, theirs = optimizer.state_dict()["param_groups"], saved["param_groups"]
+    if ("betas" in ours[0]) != ("betas" in theirs[0]):
+        raise ValueError("the saved state is of another kind of optimizer")
     sizes = [[len(group["params"]) for group in groups] for groups in (ours, theirs)]
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -186,6 +186,13 @@ def test_a_state_of_before_has_no_marks_of_decay() -> None:
     assert [group["decays"] for group in optimizer.param_groups] == [True, False]
 
 
+def test_a_state_of_another_kind_of_optimizer_is_refused() -> None:
+    saved = train(SGD(), network()).state_dict()
+    optimizer = AdamW().build(optim.parameter_groups(network(), False), momentum=0.9)
+    with pytest.raises(ValueError, match="of another kind of optimizer"):
+        optim.load_state(optimizer, saved)
+
+
 def test_a_state_of_another_network_is_refused() -> None:
     saved = train(SGD(), network()).state_dict()
     optimizer = SGD().build(optim.parameter_groups(nn.Linear(3, 2), False), momentum=0.9)
