@@ -107,7 +107,8 @@ class Registry(Generic[O]):
         """
         if name not in self._classes:
             near = nearest(name, self._classes)
-            hint = f"did you mean {near}?" if near else f"choose {' or '.join(self._classes)}"
+            hint = f"choose {' or '.join(self._classes)}" if self._classes else "none is registered"
+            hint = f"did you mean {near}?" if near else hint
             raise KeyError(f"there is no {self.kind} '{name}'; {hint}")
         return self._classes[name]
 

@@ -19,6 +19,10 @@ from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.optim import OPTIMIZERS
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops
+from ffcv_r50.training.averages import AVERAGES
+from ffcv_r50.training.losses import LOSSES
+from ffcv_r50.training.losses.cross_entropy import CrossEntropy
+from ffcv_r50.training.transforms import TRANSFORMS
 
 IMAGENET_SAMPLES = 1_281_167
 IMAGENET_VAL_SAMPLES = 50_000
@@ -150,11 +154,7 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     constants = {name: f" {getattr(training, name):g}" for name in ("momentum", "weight_decay")}
     constants |= {name: " as scheduled" for name in rows if name in constants}
     optimizer = f"{OPTIMIZERS.name_of(config.optimizer)}, momentum{constants['momentum']}"
-    optimizer += "".join(
-        f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
-        for name, value in config.optimizer
-        if value is not False
-    )
+    optimizer += _options(config.optimizer)
     decayed = "on everything" if training.decay_norm_and_bias else "not on norms and biases"
     averaged = "flipped images averaged in" if validation.tta == "flip" else "no flips"
     tested = (
@@ -173,6 +173,7 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
         "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
         f"{left_out:,} images are left out, other ones each epoch",
         **rows,
+        **_chosen(config),
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
         "evaluation": f"each epoch at {validation.resolution} px, crop ratio "
         f"{validation.crop_ratio:g}, {averaged}; {tested}",
@@ -195,6 +196,28 @@ def _short(name: str, value: float) -> str:
 def _row(frames: Keyframes) -> str:
     """A row of the schedule as a recipe writes it."""
     return "{" + ", ".join(f"{key}: {value}" for key, value in frames.to_yaml().items()) + "}"
+
+
+def _chosen(config: Config) -> dict[str, str]:
+    """What a recipe chooses by name, where it does."""
+    chosen = {}
+    if config.loss != CrossEntropy():
+        chosen["loss"] = LOSSES.name_of(config.loss) + _options(config.loss)
+    if config.augment:
+        chosen["augment"] = "; then ".join(
+            TRANSFORMS.name_of(t) + _options(t) for t in config.augment
+        )
+    if config.averages:
+        chosen["averages"] = "; ".join(AVERAGES.name_of(a) + _options(a) for a in config.averages)
+    return chosen
+
+
+def _options(thing: Options) -> str:
+    return "".join(
+        f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
+        for name, value in thing
+        if value is not False
+    )
 
 
 def _epochs(config: Config, dataset: Dataset) -> Table:

@@ -199,3 +199,10 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     page = capsys.readouterr().out
     assert page.startswith("usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N]")
     assert "--training.batch_size" in page
+
+
+def test_what_is_chosen_by_name_is_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = squeeze(page_of(capsys))
+    assert "averages" not in page
+    page = squeeze(page_of(capsys, "--averages=[{ema: {half_life: 2}}]"))
+    assert "averages ema, half life 2.0" in page
