@@ -284,10 +284,14 @@ def test_a_single_process_in_an_allocation_is_told(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1"])
 def test_more_processes_than_normalisation_batches_train_as_one_does(
-    dataset: Dataset, launch: Launch, tmp_path: Path
+    dataset: Dataset, launch: Launch, tmp_path: Path, arch: str
 ) -> None:
-    """Two normalisation batches of 16 on one process, or on two groups of two."""
+    """Two normalisation batches of 16 on one process, or on two groups of two.
+
+    squeezenet has dropout: its masks belong to the samples' positions in the global batch.
+    """
     weights = []
     for world_size in (1, 4):
         folder = tmp_path / f"{world_size}"
@@ -297,6 +301,8 @@ def test_more_processes_than_normalisation_batches_train_as_one_does(
             "--training.epochs=1",
             "--schedule.lr={0: 0.01}",
             "--schedule.resolution={0: 32}",
+            f"--model.arch={arch}",
+            f"--model.zero_init_residual={arch == 'resnet18':d}",
         )
         result = launch(arguments, world_size=world_size)
         assert result.codes == [0] * world_size, result.output
