@@ -90,9 +90,7 @@ def main(argv: list[str]) -> int:
     # srun takes SLURM_CPUS_PER_TASK of sbatch only under this name (since SLURM 22.05).
     if "SLURM_CPUS_PER_TASK" in os.environ:
         os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
-    process = subprocess.Popen(command)
-    _pass_on(process)
-    code = process.wait()
+    code = _start(command).wait()
     after = look(folder)
     end, reason = judge(code, before, after)
     if end == "finished":
@@ -128,19 +126,29 @@ def _state(job: str) -> str:
     return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
 
 
-def _pass_on(process: "subprocess.Popen[bytes]") -> None:
-    """Pass signals that only the batch script gets on to the processes; SLURM sends SIGTERM to all
-    of them itself, and srun would end them at once.
-    """
+def _start(command: list[str]) -> "subprocess.Popen[bytes]":
+    """Start the processes, and pass on to them the signals that only the batch script gets; SLURM sends
+    SIGTERM to all of them itself, and srun would end them at once.
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    The handlers come first: a signal in between would end this program.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             return
-        if process.poll() is None:
-            process.send_signal(number)
+        if not processes:
+            early.append(number)
+        elif processes[0].poll() is None:
+            processes[0].send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, heard)
+        signal.signal(number, forward)
+    processes.append(subprocess.Popen(command))
+    for number in early:
+        forward(number, None)
+    return processes[0]
 
 
 def _say(text: str) -> None:

@@ -46,4 +46,7 @@ def test_one_rank_has_no_watchdog() -> None:
         [*COMMAND, "--ranks", "8,1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == BAD_INPUT
-    assert "error: command line: --ranks: expected numbers of at least 2, such as 8,64\n" in done.stderr
+    assert (
+        "error: command line: --ranks: expected numbers of at least 2, such as 8,64\n"
+        in done.stderr
+    )

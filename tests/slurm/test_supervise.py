@@ -165,13 +165,14 @@ def test_without_slurm_it_says_how_to_go_on(job: Job) -> None:
 
 def test_signals_to_the_batch_script_reach_the_processes(job: Job) -> None:
     waits = (
-        "import signal; signal.signal(signal.SIGUSR2, lambda *_: None); print('up'); signal.pause()"
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}); print('up'); "
+        "signal.sigwait({signal.SIGUSR2})"
     )
-    with job.start(f"{waits}; print('heard'); raise SystemExit(75)") as process:
+    with job.start(f"{waits}; print('got it'); raise SystemExit(75)") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)  # SLURM sends it to the processes itself
         process.send_signal(signal.SIGUSR2)
-        assert process.stdout.readline() == "heard\n"
+        assert process.stdout.readline() == "got it\n"
         process.wait(timeout=30)
     assert job.requeued.exists()
