@@ -146,8 +146,8 @@ def _start(command: list[str]) -> "subprocess.Popen[bytes]":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, forward)
     processes.append(subprocess.Popen(command))
-    for number in early:
-        forward(number, None)
+    for received in early:
+        forward(received, None)
     return processes[0]
 
 
