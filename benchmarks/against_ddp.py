@@ -23,7 +23,7 @@ from benchmarks import train_step
 from benchmarks.train_step import Bench
 from ffcv_r50 import build, distributed, recipe
 from ffcv_r50.errors import UserError, exit_with
-from ffcv_r50.models.batchnorm import RunningStatistics
+from ffcv_r50.models.batchnorm import RunningStatistics, share_statistics
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.protocols import Step
 from ffcv_r50.training.transforms.normalize import Normalize
@@ -59,6 +59,7 @@ def with_ddp(bench: Bench) -> Callable[[int], None]:
     """A network of its own, and a function that trains it for some steps."""
     config, world, plan = bench.config, bench.world, bench.plan
     network = build.network(config, bench.num_classes, world.device)
+    network = share_statistics(network, plan.group_size)
     # Buffers are the same everywhere after each step. torch 2.15 renamed the argument.
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = {
