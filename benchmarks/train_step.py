@@ -184,7 +184,7 @@ class Bench:
         images = torch.randint(256, shape, dtype=torch.uint8, device=world.device)
         labels = torch.randint(dataset.num_classes, (n,), device=world.device)
         numbers = torch.arange(n, device=world.device)
-        self.batch = Batch(images.permute(0, 3, 1, 2), labels, numbers, numbers)
+        self.batch = Batch(images.permute(0, 3, 1, 2), labels, numbers, range(n))
 
     def still(self) -> Iterator[Batch]:
         """The same batch again and again."""

@@ -12,6 +12,7 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
+from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs.console import Console, EpochLines
 from ffcv_r50.logs.jsonl import JsonLines
@@ -26,6 +27,7 @@ from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch
 from ffcv_r50.training.step import TrainStep
+from ffcv_r50.training.transforms import BatchOptions, ImageOptions
 from ffcv_r50.training.transforms.normalize import Normalize
 
 # ------------------------------------------------------------------------------------------- data
@@ -83,6 +85,10 @@ def train_loader(
         crop_scale=config.data.crop_scale,
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,
+        transforms=[
+            options.build() for options in config.augment if isinstance(options, ImageOptions)
+        ],
+        repeats=config.data.repeats,
         order=config.data.order,
         scaled_decode=config.data.scaled_decode,
         bad_images=config.data.bad_images,
@@ -114,12 +120,9 @@ def train_batches(batches: Epoch, plan: Plan, world: distributed.World) -> Itera
     """
     size = plan.micro_batch_size
     first = world.rank * plan.micro_batches * size
-    positions = [
-        torch.arange(first + part * size, first + (part + 1) * size, device=world.device)
-        for part in range(plan.micro_batches)
-    ]
     for number, batch in enumerate(transfer.to_device(batches, world.device)):
-        yield Batch(*batch, positions[number % plan.micro_batches])
+        start = first + number % plan.micro_batches * size
+        yield Batch(*batch, range(start, start + size))
 
 
 def warn_of_gray_images(batches: Epoch, config: Config, console: Console) -> None:
@@ -201,8 +204,12 @@ def train_step(
         network,
         config.optimizer.build(groups, momentum=recipe.values(config, 0.0)["momentum"]),
         transforms=[
-            *(options.build(num_classes) for options in config.augment),
             Normalize(world.device),
+            *(
+                options.build(num_classes, transform_stream(row))
+                for row, options in enumerate(config.augment)
+                if isinstance(options, BatchOptions)
+            ),
         ],
         loss=config.loss.build(num_classes),
         averages=averages,

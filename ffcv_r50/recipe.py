@@ -6,6 +6,7 @@ from ffcv_r50.config import settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.training.protocols import Step
+from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions
 
 
 class Plan(NamedTuple):
@@ -68,6 +69,23 @@ def resolution(config: Config, epoch: int) -> int:
     return settings.resolution_at(config.schedule.resolution, epoch)
 
 
+def share_of_steps(config: Config, plan: Plan, steps: int, processes: str) -> str:
+    """How the epochs are cut into steps and the steps into micro-batches, in a line.
+
+    Args:
+        config: the settings.
+        plan: of this number of processes.
+        steps: in each epoch.
+        processes: how many and of what kind, such as ``8 cuda processes``.
+    """
+    training = config.training
+    return (
+        f"{training.epochs} epochs of {steps:,} steps; batch {training.batch_size:,} = {processes} "
+        f"x {plan.micro_batches} micro-batches x {plan.micro_batch_size} images; batch-norm over "
+        f"{config.norm_batch_size}"
+    )
+
+
 def plan(config: Config, world_size: int) -> Plan:
     """Share the normalisation batches of a step among ``world_size`` processes.
 
@@ -76,6 +94,19 @@ def plan(config: Config, world_size: int) -> Plan:
     Raises:
         UserError: they cannot be shared evenly; names numbers of processes that can.
     """
+    found = _plan(config, world_size)
+    for options in config.augment:
+        together = options.together if isinstance(options, BatchOptions) else 1
+        if found.micro_batch_size % together:
+            raise UserError(
+                f"augment: {TRANSFORMS.name_of(options)} mixes groups of {together} images, and "
+                f"{world_size} processes have micro-batches of {found.micro_batch_size}; choose "
+                f"another number of processes or --training.norm_batch_size"
+            )
+    return found
+
+
+def _plan(config: Config, world_size: int) -> Plan:
     size = config.norm_batch_size
     batches = config.training.batch_size // size
     if batches % world_size == 0:

@@ -12,7 +12,7 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.distributed.preemption import StopSignal, StopVote
 from ffcv_r50.distributed.watchdog import Watchdog
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED, Stopped, UserError
-from ffcv_r50.logs.console import Console, duration
+from ffcv_r50.logs.console import Console, finished
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
 from ffcv_r50.run import checkpoint
@@ -21,7 +21,7 @@ from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Step
-from ffcv_r50.training.step import TrainStep
+from ffcv_r50.training.step import NETWORK, TrainStep
 
 TakeStep = Callable[[Iterator[Batch], Step, bool], Tensor]
 """What :class:`~ffcv_r50.training.step.TrainStep` is called as."""
@@ -151,12 +151,8 @@ class Run:
             f"{self.train_set.num_samples:,} training and {self.val_set.num_samples:,} validation "
             "images"
         )
-        console.say(
-            f"{config.training.epochs} epochs of {self.steps:,} steps; batch "
-            f"{config.training.batch_size:,} = {self.world.size} {self.world.device.type} processes "
-            f"x {self.plan.micro_batches} micro-batches x {self.plan.micro_batch_size} images; "
-            f"batch-norm over {config.norm_batch_size}"
-        )
+        processes = f"{self.world.size} {self.world.device.type} processes"
+        console.say(recipe.share_of_steps(config, self.plan, self.steps, processes))
         if (progress.epoch or progress.step) and progress.epoch < config.training.epochs:
             console.say(
                 f"continuing after epoch {progress.epoch} of {config.training.epochs}"
@@ -230,11 +226,11 @@ class Run:
         config, progress = self.config, self.progress
         epoch = progress.epoch
         began = time.perf_counter()
-        metrics = self._evaluate(self.train_step.network)
-        averages = {
-            name: self._evaluate(average.network())
-            for name, average in self.train_step.averages.items()
-        }
+        averages = {}
+        for name, network in self.train_step.networks().items():
+            self._recompute_statistics(network, config.recomputed_images.get(name, 0))
+            averages[name] = self._evaluate(network)
+        metrics = averages.pop(NETWORK)
         trained = self.steps - progress.skipped
         self.row = EpochRow(
             epoch=epoch,
@@ -255,12 +251,26 @@ class Run:
             copies.append(checkpoint.BEST)
         if config.checkpoint.keep_every and (epoch + 1) % config.checkpoint.keep_every == 0:
             copies.append(f"epoch_{epoch + 1}.pt")
-        progress.epoch, progress.step, progress.skipped = epoch + 1, 0, 0
-        progress.loss_sum = progress.train_seconds = progress.wait_seconds = 0.0
+        progress.end_epoch()
         # The row goes first: a continuing run drops rows that no checkpoint covers, so each epoch is
         # in the log once.
         self.sinks.epoch(self.row)
         self._save(copies)
+
+    def _recompute_statistics(self, network: nn.Module, images: int) -> None:
+        """Batch-norm's, over the first images of the epoch; with 0 they stay."""
+        epoch, count = self.progress.epoch, -(-images // self.config.training.batch_size)
+
+        def steps() -> Iterator[Step]:
+            for number in range(min(count, self.steps)):
+                self.watchdog.heartbeat(f"step {number} of epoch {epoch}'s statistics")
+                yield recipe.step(self.config, epoch, number, self.steps)
+
+        if images:
+            resolution = recipe.resolution(self.config, epoch)
+            with self.train_loader.epoch(epoch, resolution) as loaded:
+                batches = build.train_batches(loaded, self.plan, self.world)
+                self.train_step.recompute_statistics(network, batches, steps())
 
     def _evaluate(self, network: nn.Module) -> Metrics:
         """Exact metrics, or a stop that all ranks agree on."""
@@ -269,9 +279,7 @@ class Run:
         rounds = -(-smallest // self.config.validation.batch_size)
 
         def on_batch(done: int) -> None:
-            self.watchdog.heartbeat(
-                f"batch {done} of the evaluation of epoch {self.progress.epoch}"
-            )
+            self.watchdog.heartbeat(f"batch {done} of epoch {self.progress.epoch}'s evaluation")
             # Shards differ by a sample, so one rank may have a batch more than another.
             if done <= rounds and vote.cast(self.stop.asked is not None):
                 self._save_and_stop()
@@ -341,11 +349,7 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the saved state does not fit this network: {reason}") from error
         self.progress = progress = Progress(**state["progress"])
-        # Where resume.allow lets the batch differ, the epoch goes on after the same samples.
-        scale = state["batch_size"] / self.config.training.batch_size
-        progress.step = int(progress.step * scale)
-        progress.skipped = int(progress.skipped * scale)
-        progress.loss_sum *= scale
+        progress.scale_steps(state["batch_size"] / self.config.training.batch_size)
         if progress.step > self.steps:  # where resume.allow lets the dataset differ
             raise UserError(
                 f"data.train_dataset={self.config.data.train_dataset}: has {self.steps:,} steps an "
@@ -380,19 +384,16 @@ class Run:
         )
 
     def _finish(self) -> None:
-        """The finished network, under torchvision's names, and the last line."""
-        self.storage.write_weights(self.train_step.network.state_dict())
+        """The finished network and its averages, under torchvision's names, and the last line."""
+        self.storage.write_weights(self.train_step.networks())
         self.sinks.close()
-        last = {"top_1": float("nan"), "top_5": float("nan"), **self.storage.last_row()}
+        last = self.storage.last_row()
         if self.row:  # which a full disk may have kept out of the log
             last |= self.row.values()
-        validation = self.config.validation
-        self.console.say(
-            f"finished: top-1 {last['top_1']:.2f} %, top-5 {last['top_5']:.2f} % on all "
-            f"{self.val_set.num_samples:,} validation images "
-            f"({how(validation.resolution, validation.tta)}); best epoch "
-            f"{self.progress.best_top_1:.2f} %; {duration(self.progress.run_seconds)} in all; "
-            f"{self.config.logging.folder}"
-        )
+        validation, progress = self.config.validation, self.progress
+        seen = f"{self.val_set.num_samples:,} validation images"
+        seen += f" ({how(validation.resolution, validation.tta)})"
+        line = finished(last, progress.best_top_1, progress.run_seconds, seen)
+        self.console.say(f"{line}; {self.config.logging.folder}")
         self.storage.set_status("finished", FINISHED)
         distributed.broadcast_object(True)

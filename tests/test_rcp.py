@@ -8,7 +8,6 @@ import yaml
 
 from ffcv_r50 import recipe
 from ffcv_r50.config import settings
-from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import (
     Config,
     Data,
@@ -19,6 +18,7 @@ from ffcv_r50.config.settings import (
     Training,
     Validation,
 )
+from ffcv_r50.keyframes import Keyframes
 
 RCP = Path(__file__).resolve().parents[1] / "rcp"
 

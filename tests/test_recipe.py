@@ -9,9 +9,9 @@ from torch import nn
 
 from ffcv_r50 import recipe
 from ffcv_r50.config import settings
-from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
+from ffcv_r50.keyframes import Keyframes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 7  # an odd number: no step falls on a round fraction of an epoch

@@ -22,7 +22,7 @@ data:      {num_workers: 1, crop_scale: [0.3, 1.0]}
 training:  {epochs: 2, batch_size: 16, norm_batch_size: 8, deterministic: true}
 optimizer: {name: sign_sgd, gain: 2}
 loss:      {name: hinge, margin: 0.5}
-augment:   [{invert: {every: 3}}, {invert: {}}]
+augment:   [{invert_pixels: {every: 3}}, {invert: {every: 3}}, {invert: {}}]
 averages:  [{latest: {}}]
 logging:   {sinks: [{step_lines: {}}, {broken: {}}]}
 schedule:  {lr: {0: 0.0005}, resolution: {0: 32}}

@@ -1,14 +1,13 @@
 """The types that settings have: how errors call them, and what a node of YAML says as one of them.
 
 Int, float, bool, str, Literal, tuples of them, any of them ``| None``, ``Annotated[..., Range(...)]``,
-classes with ``from_pairs`` and ``to_yaml`` (keyframes), and things by name, see
+keyframes (classes with ``from_pairs`` and ``to_yaml``) and numbers that may have them, and things by name, see
 :mod:`ffcv_r50.registry`.
 """
 
 import difflib
 import functools
 import itertools
-import math
 import re
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -16,10 +15,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ffcv_r50.keyframes import NUMBER, Varying, parse_number
 from ffcv_r50.registry import Options, Range, Registry
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
-NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 NULLS = {"", "~", "null"}
 
@@ -82,18 +81,6 @@ def shown(node: yaml.Node) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else "a table"
 
 
-def parse_number(text: str) -> float:
-    """A number as YAML 1.2 writes it (``1.0e-4`` and ``1e-4``; no ``inf``, no ``nan``).
-
-    Raises:
-        ValueError: it is not one.
-    """
-    # 1e999 is written as a number but is one that no float holds.
-    if not NUMBER.fullmatch(text) or math.isinf(float(text)):
-        raise ValueError(f"expected a number, got '{text}'")
-    return float(text)
-
-
 def read(node: yaml.Node, kind: Any) -> Any:
     """The value that ``node`` says.
 
@@ -145,6 +132,6 @@ def _plain(node: yaml.Node, kind: Any) -> Any:
         return BOOLEANS.get(text.lower(), text)
     if wanted is int and INTEGER.fullmatch(text):
         return int(text)
-    if wanted is float and NUMBER.fullmatch(text):
+    if wanted in (float, Varying) and NUMBER.fullmatch(text):
         return parse_number(text)
     return text

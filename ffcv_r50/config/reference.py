@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from ffcv_r50.config import declaration, kinds
 from ffcv_r50.config.kinds import listed_registry_of, registry_of
 from ffcv_r50.errors import discard_output
+from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.registry import Options
 
 
@@ -44,6 +45,8 @@ def _shown(default: Any) -> str:
         return "[" + ", ".join(map(_shown, default)) + "]"
     if isinstance(default, (int, float)) and not isinstance(default, bool):
         return f"{default:.6g}"
+    if isinstance(default, Keyframes):
+        return _shown(default.to_yaml())
     names = {None: "null", True: "true", False: "false", "": "none given"}
     return names[default] if default in names else str(default)
 

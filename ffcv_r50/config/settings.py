@@ -11,15 +11,15 @@ from pydantic import AfterValidator, PrivateAttr
 
 from ffcv_r50.config import command_line, declaration, kinds, reader, reference
 from ffcv_r50.config.declaration import Given
-from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.keyframes import Keyframes, Varying, parse_number
 from ffcv_r50.logs.sinks import SINKS, SinkOptions
 from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.training.averages import AVERAGES, AverageOptions
 from ffcv_r50.training.losses import LOSSES, LossOptions
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
-from ffcv_r50.training.transforms import TRANSFORMS, TransformOptions
+from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOptions
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
@@ -70,6 +70,9 @@ class Data(Options):
     """Width / height of a training crop, lowest and highest."""
     flip: Annotated[float, Range(at_least=0, at_most=1)] = 0.5
     """Probability that a training image is mirrored left to right."""
+    repeats: Annotated[int, Range(at_least=1, at_most=64)] = 1
+    """Repeated augmentation: so many views of each image in a step, of so many times fewer images
+    an epoch."""
     scaled_decode: bool = True
     """Decode JPEGs at 1/2, 1/4 or 1/8 where the crop is much larger than needed: faster, with
     slightly different pixels. Training only."""
@@ -172,6 +175,9 @@ class Checkpoint(Options):
     give_up_minutes: Amount = 60.0
     """Where no checkpoint can be written (disk full, folder gone), train on with a warning for this
     long, then stop with an error."""
+    weights: str = "network"
+    """What the finished run writes as `weights.pt`: the `network`, or one of its `averages` by name.
+    The others lie beside it, as `weights_NAME.pt`."""
     file: str | None = None
     """The weights or checkpoint that `training.eval_only` evaluates; `--checkpoint=FILE` is short
     for it."""
@@ -184,7 +190,7 @@ class Checkpoint(Options):
             ValueError: it has another form.
         """
         text, unit = self.every.split()
-        number = kinds.parse_number(text)
+        number = parse_number(text)
         if unit not in ("steps", "minutes") or number <= 0:
             raise ValueError(self.every)
         return number, unit
@@ -269,7 +275,8 @@ class Config(Options):
     loss: Annotated[LossOptions, LOSSES] = CrossEntropy()
     """What is minimised, by its name here. Evaluation reports the plain cross-entropy."""
     augment: tuple[Annotated[TransformOptions, TRANSFORMS], ...] = ()
-    """What is done to the training images on the device, in this order."""
+    """What is done to the training images, in this order: first what changes single images, as they
+    are decoded, then what changes batches, on the device."""
     averages: tuple[Annotated[AverageOptions, AVERAGES], ...] = ()
     """Averages of the weights that are evaluated and logged beside the network, such as
     `[{ema: {half_life: 2}}]`."""
@@ -300,6 +307,21 @@ class Config(Options):
     def to_yaml(self) -> str:
         """Every setting with its value; loaded alone, it gives an equal Config."""
         return declaration.to_yaml(self)
+
+    @property
+    def varying(self) -> dict[str, Varying]:
+        """The options of augmentations that change during training: ``augment.mix.cutmix``, ..."""
+        return {
+            f"augment.{TRANSFORMS.name_of(options)}.{name}": value
+            for options in self.augment
+            for name, value in options
+            if isinstance(value, Varying) and not value.constant
+        }
+
+    @property
+    def recomputed_images(self) -> dict[str, int]:
+        """Over how many images each average's batch-norm statistics are recomputed; 0 for none."""
+        return {AVERAGES.name_of(options): options.recomputed_over for options in self.averages}
 
     @property
     def norm_batch_size(self) -> int:
@@ -416,25 +438,53 @@ def _check_batches(config: Config) -> None:
             f"{norm} does not divide training.batch_size {batch}; "
             f"pass --training.norm_batch_size={fitting}{other}",
         )
+    _check_augment(config)
     names = [AVERAGES.name_of(average) for average in config.averages]
     for name in names:
         if names.count(name) > 1:
             raise InvalidSetting(
                 "averages", f"{name} is there twice, and logs could not tell which"
             )
+    if config.checkpoint.weights not in ["network", *names]:
+        raise InvalidSetting(
+            "checkpoint.weights",
+            f"expected {' or '.join(['network', *names])}, got '{config.checkpoint.weights}'; list "
+            "an average under averages",
+        )
+    for name, average in zip(names, config.averages, strict=True):
+        if average.begins > training.epochs:
+            raise InvalidSetting(
+                "averages",
+                f"{name} has nothing before epoch {average.begins:g}, after the end of the run "
+                f"(training.epochs is {training.epochs})",
+            )
+
+
+def _check_augment(config: Config) -> None:
+    batches = [isinstance(options, BatchOptions) for options in config.augment]
+    if batches != sorted(batches):
+        names = [TRANSFORMS.name_of(options) for options in config.augment]
+        late = names[batches.index(True) + batches[batches.index(True) :].index(False)]
+        raise InvalidSetting(
+            "augment",
+            f"{late} changes single images as they are decoded, {names[batches.index(True)]} whole "
+            f"batches later; list {late} first",
+        )
 
 
 def _check_rows(config: Config) -> None:
     training, schedule = config.training, config.schedule
     constants = declaration.declared(type(training))
-    for name, row in schedule.rows.items():
+    varying = {f"schedule.{name}": row for name, row in schedule.rows.items()}
+    for key, row in {**varying, **config.varying}.items():
         last = row.points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
-                f"schedule.{name}",
+                key,
                 f"has a keyframe at epoch {last:g}, after the end of the run "
                 f"(training.epochs is {training.epochs})",
             )
+    for name, row in schedule.rows.items():
         for value in row.values if name in constants else ():
             try:
                 kinds.check(value, constants[name].kind)

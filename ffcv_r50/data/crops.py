@@ -28,7 +28,7 @@ class Window(NamedTuple):
 def random_crop(
     seed: np.uint64,
     epoch: int,
-    sample: int,
+    view: int,
     height: int,
     width: int,
     scale: tuple[float, float],
@@ -37,7 +37,8 @@ def random_crop(
     """The window of torchvision's ``RandomResizedCrop.get_params``, with numbers of our own.
 
     Args:
-        seed, epoch, sample: what the window is a function of, besides the image's size.
+        seed, epoch, view: what the window is a function of, besides the image's size; a view is the
+            sample's index, and which repetition of it above the low 32 bits.
         height, width: the image's size in pixels.
         scale: lower and upper bound of the window's share of the image's area.
         ratio: lower and upper bound of its width over its height.
@@ -45,7 +46,7 @@ def random_crop(
     area = height * width
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(_TRIES):
-        r0, r1, r2, r3 = philox4x32(sample & 0xFFFFFFFF, sample >> 32, epoch, i, seed)
+        r0, r1, r2, r3 = philox4x32(view & 0xFFFFFFFF, view >> 32, epoch, i, seed)
         target = area * uniform(r0, scale[0], scale[1])
         aspect = math.exp(uniform(r1, log_low, log_high))
         w = int(round(math.sqrt(target * aspect)))
@@ -61,9 +62,9 @@ def random_crop(
 
 
 @njit
-def random_flip(seed: np.uint64, epoch: int, sample: int, probability: float) -> bool:
-    """Whether the sample is mirrored left to right in this epoch."""
-    r0, _, _, _ = philox4x32(sample & 0xFFFFFFFF, sample >> 32, epoch, _TRIES, seed)
+def random_flip(seed: np.uint64, epoch: int, view: int, probability: float) -> bool:
+    """Whether the view is mirrored left to right in this epoch."""
+    r0, _, _, _ = philox4x32(view & 0xFFFFFFFF, view >> 32, epoch, _TRIES, seed)
     return uniform(r0, 0.0, 1.0) < probability
 
 

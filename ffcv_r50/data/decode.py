@@ -157,26 +157,26 @@ def decode_jpeg(
 
 
 @njit
-def draw_window(sampling: Sampling, sample: int, size: tuple[int, int]) -> tuple[Window, bool]:
-    """Which window of a sample is shown, and whether it is mirrored."""
+def draw_window(sampling: Sampling, view: int, size: tuple[int, int]) -> tuple[Window, bool]:
+    """Which window a view shows of its sample, and whether it is mirrored."""
     height, width = size
     if not sampling.random:
         return center_crop(height, width, sampling.center_ratio), False
     seed, epoch = sampling.seed, sampling.epoch
     return (
-        random_crop(seed, epoch, sample, height, width, sampling.crop_scale, sampling.crop_ratio),
-        random_flip(seed, epoch, sample, sampling.flip),
+        random_crop(seed, epoch, view, height, width, sampling.crop_scale, sampling.crop_ratio),
+        random_flip(seed, epoch, view, sampling.flip),
     )
 
 
 def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
-    def decode_samples(handle, stored, sampling, samples, start, scratch, out):  # type: ignore[no-untyped-def]
+    def decode_samples(handle, stored, sampling, views, start, scratch, out):  # type: ignore[no-untyped-def]
         resolution = out.shape[1] + 0 * checksum
-        for i in range(start, samples.size):
-            sample = samples[i]
+        for i in range(start, views.size):
+            sample = views[i] & 0xFFFFFFFF
             size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
-            window, flip = draw_window(sampling, sample, size)
+            window, flip = draw_window(sampling, views[i], size)
             begin = stored.offsets[sample]
             data = stored.bytes[begin : begin + stored.sizes[sample]]
             if stored.modes[sample] == MODE_RAW:
@@ -196,7 +196,7 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
             )
             image = Bitmap(scratch.pixels, part.height, part.width, 4)
             resize(image, box, flip, out[i], scratch)
-        return samples.size, jpeg.GOOD
+        return views.size, jpeg.GOOD
 
     return decode_samples
 
@@ -208,7 +208,7 @@ def decode_samples(
     handle: int,
     stored: Stored,
     sampling: Sampling,
-    samples: npt.NDArray[np.int64],
+    views: npt.NDArray[np.int64],
     start: int,
     scratch: Scratch,
     out: npt.NDArray[np.uint8],
@@ -219,7 +219,7 @@ def decode_samples(
         handle: a :class:`~ffcv_r50.data.jpeg.Decompressor`'s, used by no other thread meanwhile.
         stored: the dataset.
         sampling: crop, flip, decoder.
-        samples: [n] sample indices.
+        views: [n], the sample's index in the low 32 bits, which repetition of it above.
         start: position of the first sample to decode.
         scratch: used by no other thread meanwhile.
         out: [n, resolution, resolution, 3], filled from ``start`` on.
@@ -228,4 +228,4 @@ def decode_samples(
         (n, GOOD), or (position of the first bad sample, its status): see
         :data:`ffcv_r50.data.jpeg.REASONS`.
     """
-    return _decode_samples(handle, stored, sampling, samples, start, scratch, out)
+    return _decode_samples(handle, stored, sampling, views, start, scratch, out)

@@ -8,10 +8,10 @@ process-wide thread count is touched: two loaders do not disturb each other.
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ import torch
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.decode import Sampling, Scratch, Stored, decode_samples
-from ffcv_r50.data.order import PageOrder, random_order
+from ffcv_r50.data.order import PageOrder, random_order, repeated
+from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ PIECE = 32
 LIVENESS = 0.5
 """Seconds after which a waiting consumer looks whether there is anything left to wait for."""
 GRAY = 128
+SAMPLE = 0xFFFF_FFFF
+"""The bits of a view that say which sample it shows."""
 
 
 class Batch(NamedTuple):
@@ -43,6 +46,35 @@ class Batch(NamedTuple):
     """int64 [n]."""
     indices: torch.Tensor
     """int64 [n], sample indices in the file."""
+
+
+class Draw(NamedTuple):
+    """What a transform's random numbers are a function of, besides the view: see
+    :func:`ffcv_r50.data.philox.philox4x32`."""
+
+    seed: np.uint64
+    """Of the run: the key."""
+    epoch: int
+    """The counter's third word."""
+    stream: int
+    """The first of 2^16 that are the transform's own, for the counter's last word."""
+
+
+class ImageTransform(Protocol):
+    """Changes training images as they are decoded, in the loader's threads."""
+
+    def __call__(
+        self, images: npt.NDArray[np.uint8], views: npt.NDArray[np.int64], draw: Draw
+    ) -> None:
+        """Change images in place; what becomes of one is a function of its view and ``draw``.
+
+        Args:
+            images: uint8 [n, height, width, 3], RGB.
+            views: int64 [n], what they show: the sample's index in the file in the low 32 bits,
+                which repetition of it in the epoch above.
+            draw: where random numbers come from.
+        """
+        ...
 
 
 class _Slot:
@@ -60,18 +92,18 @@ class _Slot:
             self._pixels = torch.empty(0)  # free before allocating
             self._pixels = torch.empty(most, dtype=torch.uint8, pin_memory=self._pin)
 
-    def batch(self, samples: npt.NDArray[np.int64], resolution: int) -> Batch:
-        """Views of these buffers for some samples."""
-        shape = (len(samples), resolution, resolution, 3)
+    def batch(self, size: int, resolution: int) -> Batch:
+        """The part of these buffers that a batch needs."""
+        shape = (size, resolution, resolution, 3)
         images = self._pixels[: math.prod(shape)].view(shape)
-        return Batch(images, self._numbers[0, : len(samples)], self._numbers[1, : len(samples)])
+        return Batch(images, self._numbers[0, :size], self._numbers[1, :size])
 
 
 @dataclass
 class _Job:
     """A batch that is being made."""
 
-    samples: npt.NDArray[np.int64]
+    views: npt.NDArray[np.int64]
     batch: Batch
     images: npt.NDArray[np.uint8]
     next_piece: int = 0
@@ -84,9 +116,10 @@ class _Task(NamedTuple):
     dataset: Beton
     stored: Stored
     batches: list[npt.NDArray[np.int64]]
-    """Of sample indices."""
+    """Of views, see :class:`ImageTransform`."""
     resolution: int
     sampling: Sampling
+    transforms: Sequence[ImageTransform]
     gray: bool
     """Replace bad images by gray ones, instead of ending the epoch."""
     slots: list[_Slot]
@@ -117,7 +150,7 @@ class _Work:
                     return None
                 if self.started > 0:
                     job = self.jobs.get(self.started - 1)
-                    if job is not None and job.next_piece < len(job.samples):
+                    if job is not None and job.next_piece < len(job.views):
                         begin = job.next_piece
                         job.next_piece += self.task.piece
                         return job, begin
@@ -130,12 +163,13 @@ class _Work:
 
     def _start(self) -> None:
         task = self.task
-        samples = task.batches[self.started]
-        batch = task.slots[self.started % len(task.slots)].batch(samples, task.resolution)
+        views = task.batches[self.started]
+        batch = task.slots[self.started % len(task.slots)].batch(len(views), task.resolution)
+        samples = views & SAMPLE
         batch.labels.numpy()[:] = task.dataset.labels[samples]
         batch.indices.numpy()[:] = samples
         self.jobs[self.started] = _Job(
-            samples, batch, batch.images.numpy(), 0, -(-len(samples) // task.piece)
+            views, batch, batch.images.numpy(), 0, -(-len(views) // task.piece)
         )
         self.started += 1
         self.changed.notify_all()
@@ -159,17 +193,17 @@ class _Work:
         self, decompressor: jpeg.Decompressor, scratch: Scratch, job: _Job, begin: int
     ) -> None:
         task = self.task
-        samples = job.samples[begin : begin + task.piece]
+        views = job.views[begin : begin + task.piece]
         out = job.images[begin : begin + task.piece]
         at = 0
         while True:
             at, status = decode_samples(
-                decompressor.handle, task.stored, task.sampling, samples, at, scratch, out
+                decompressor.handle, task.stored, task.sampling, views, at, scratch, out
             )
             if status == jpeg.GOOD:
                 break
             reason = decompressor.error() if status == jpeg.LIBRARY else jpeg.REASONS[status]
-            what = f"{task.dataset.path}: sample {samples[at]} cannot be decoded: {reason}"
+            what = f"{task.dataset.path}: sample {views[at] & SAMPLE} cannot be decoded: {reason}"
             if not task.gray:
                 raise UserError(
                     f"{what}; write the dataset again, or have bad images replaced by gray ones"
@@ -179,6 +213,9 @@ class _Work:
             at += 1
             with self.changed:
                 self.bad_images += 1
+        for row, transform in enumerate(task.transforms):
+            draw = Draw(task.sampling.seed, task.sampling.epoch, transform_stream(row))
+            transform(out, views, draw)
         with self.changed:
             job.pieces_left -= 1
             if job.pieces_left == 0:
@@ -304,7 +341,11 @@ class _Loader:
         self._open: Epoch | None = None
 
     def _epoch(
-        self, batches: list[npt.NDArray[np.int64]], resolution: int, sampling: Sampling
+        self,
+        batches: list[npt.NDArray[np.int64]],
+        resolution: int,
+        sampling: Sampling,
+        transforms: Sequence[ImageTransform] = (),
     ) -> Epoch:
         """Open an epoch. The buffers serve one at a time, so an earlier one is closed."""
         if resolution < 1:
@@ -319,6 +360,7 @@ class _Loader:
             batches=batches,
             resolution=resolution,
             sampling=sampling,
+            transforms=transforms,
             gray=self._gray,
             slots=self._slots,
             piece=min(PIECE, max(1, share)),
@@ -353,6 +395,9 @@ class TrainLoader(_Loader):
             RandomResizedCrop.
         crop_ratio: width over height that it may have, likewise.
         flip: probability of mirroring.
+        transforms: change the images after that, in this order.
+        repeats: views of each sample in a step, of fewer samples an epoch, see
+            :func:`~ffcv_r50.data.order.repeated`.
         order: ``random``, or ``quasi_random`` for datasets larger than memory.
         scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop is that much larger than the output,
             see :func:`ffcv_r50.data.decode.scaling`.
@@ -379,6 +424,8 @@ class TrainLoader(_Loader):
         crop_scale: tuple[float, float] = (0.08, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        transforms: Sequence[ImageTransform] = (),
+        repeats: int = 1,
         order: str = "random",
         scaled_decode: bool = True,
         bad_images: str = "error",
@@ -401,6 +448,8 @@ class TrainLoader(_Loader):
             )
         if not 0 <= flip <= 1:
             raise UserError(f"flip is {flip}; a probability lies between 0 and 1")
+        if not 1 <= repeats <= batch_size:
+            raise UserError(f"repeats is {repeats}; choose 1 up to the batch of {batch_size}")
         if order not in ("random", "quasi_random"):
             raise UserError(f"order is {order!r}; choose 'random' or 'quasi_random'")
         super().__init__(
@@ -416,6 +465,8 @@ class TrainLoader(_Loader):
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
         self._batch_size = batch_size
         self._micro_batch_size = micro_batch_size
+        self._transforms = tuple(transforms)
+        self._repeats = repeats
         self._pages = PageOrder(dataset.offsets, dataset.page_size) if order != "random" else None
         self._sampling = Sampling(
             seed=np.uint64(self._seed),
@@ -445,11 +496,13 @@ class TrainLoader(_Loader):
             samples = random_order(self.dataset.num_samples, self._seed, epoch)
         else:
             samples = self._pages.order(self._seed, epoch, self._batch_size)
-        mine = samples[: self.steps_per_epoch * self._batch_size].reshape(
-            self.steps_per_epoch, self.world_size, -1, self._micro_batch_size
-        )[first_step:, self.rank]
+        views = repeated(samples, self._repeats, self._batch_size, self.steps_per_epoch)
+        mine = views.reshape(self.steps_per_epoch, self.world_size, -1, self._micro_batch_size)[
+            first_step:, self.rank
+        ]
         batches = list(np.ascontiguousarray(mine).reshape(-1, self._micro_batch_size))
-        return self._epoch(batches, resolution, self._sampling._replace(epoch=epoch))
+        sampling = self._sampling._replace(epoch=epoch)
+        return self._epoch(batches, resolution, sampling, self._transforms)
 
 
 class EvalLoader(_Loader):

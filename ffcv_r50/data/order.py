@@ -56,6 +56,29 @@ def random_order(num_samples: int, seed: int, epoch: int) -> Indices:
     return order
 
 
+def repeated(samples: Indices, repeats: int, batch_size: int, steps: int) -> Indices:
+    """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): several views of a sample a step.
+
+    An epoch has as many views as without; so it shows fewer samples. The views of a sample lie as far
+    from each other in the batch as they can, hence in different batches of batch-norm where there
+    are that many.
+
+    Args:
+        samples: [n] sample indices in the order of an epoch, at least ``steps * batch_size``.
+        repeats: views of each sample. Where it does not divide the batch, the last samples of a
+            batch have one less.
+        batch_size: views of a step.
+        steps: in the epoch.
+
+    Returns:
+        [steps * batch_size] views: the sample in the low 32 bits, the number of the repetition above.
+    """
+    each = -(-batch_size // repeats)
+    shown = samples[: steps * each].reshape(steps, 1, each)
+    views = shown + (np.arange(repeats)[:, None] << 32)
+    return np.ascontiguousarray(views.reshape(steps, -1)[:, :batch_size]).reshape(-1)
+
+
 class PageOrder:
     """A shuffled order for a dataset larger than memory, which visits its pages one after another.
 

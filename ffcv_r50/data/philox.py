@@ -4,7 +4,7 @@ J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as
 SC 2011. The same function as ``Philox4x32`` in Random123, cuRAND and (keyed alike) PyTorch on CUDA.
 
 The key is the seed. The counter's last word says what the numbers are for, see the streams below;
-its third is the epoch.
+its third is the epoch or the step.
 """
 
 import numpy as np
@@ -14,7 +14,9 @@ from ffcv_r50.data.compiled import njit
 ORDER_STREAM = 0x1000_0000
 PAGES_STREAM = 0x2000_0000
 POOLS_STREAM = 0x3000_0000
-# The tries of a random crop are streams 0 to 9, the flip is stream 10.
+TRANSFORM_STREAM = 0x5000_0000
+# The tries of a random crop are streams 0 to 9, the flip is stream 10; those of what networks draw
+# (ffcv_r50.models.dropout) begin at 0x4000_0000.
 
 _M0 = np.uint64(0xD2511F53)
 _M1 = np.uint64(0xCD9E8D57)
@@ -39,6 +41,11 @@ def philox4x32(
         k0 = (k0 + _W0) & _LOW
         k1 = (k1 + _W1) & _LOW
     return x0, x1, x2, x3
+
+
+def transform_stream(row: int) -> int:
+    """The first of 2^16 streams that belong to a row of a list of transforms."""
+    return TRANSFORM_STREAM + (row << 16)
 
 
 @njit

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -133,3 +134,19 @@ class EpochLines:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def finished(row: Mapping[str, Any], best: float, seconds: float, seen: str) -> str:
+    """The last line of a run.
+
+    Args:
+        row: the last one of its log.
+        best: top-1 in % of its best epoch.
+        seconds: that all starts of it took.
+        seen: how many images of which kind it was evaluated on, and how.
+    """
+    top_1, top_5 = (row.get(key, float("nan")) for key in ("top_1", "top_5"))
+    return (
+        f"finished: top-1 {top_1:.2f} %, top-5 {top_5:.2f} % on all {seen}; best epoch "
+        f"{best:.2f} %; {duration(seconds)} in all"
+    )

@@ -73,19 +73,20 @@ class RunningStatistics:
             parts: forward passes of this process in this step.
         """
         if self.size:
-            self._average.lerp_(mean, self._momenta)
-            torch._foreach_copy_(
-                self._buffers,
-                [
-                    part.view_as(buffer)
-                    for part, buffer in zip(
-                        self._average.split([b.numel() for b in self._buffers]),
-                        self._buffers,
-                        strict=True,
-                    )
-                ],
-            )
+            self.replace(self._average.lerp_(mean, self._momenta))
             torch._foreach_sub_(self._counts, parts - 1)
+
+    def replace(self, statistics: Tensor) -> None:
+        """Set the running averages.
+
+        Args:
+            statistics: float [size].
+        """
+        parts = statistics.split([buffer.numel() for buffer in self._buffers])
+        torch._foreach_copy_(
+            self._buffers,
+            [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)],
+        )
 
 
 def share_statistics(model: nn.Module, group_size: int) -> nn.Module:

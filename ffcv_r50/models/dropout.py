@@ -60,15 +60,16 @@ class Draws:
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
 
-    def begin(self, step: int, positions: Tensor) -> None:
+    def begin(self, step: int, positions: range) -> None:
         """Before a forward pass.
 
         Args:
             step: counted from the run's start.
-            positions: int64 [n] on the device, of the samples in the global batch.
+            positions: of the samples in the global batch.
         """
         self._step.fill_(step)
-        self._positions = positions
+        first, end = positions.start, positions.stop
+        self._positions = torch.arange(first, end, device=self._step.device)
 
     def keep(self, rows: int, columns: int, probability: float, layer: int) -> Tensor:
         """Draw which elements are kept.

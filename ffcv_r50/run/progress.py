@@ -31,6 +31,21 @@ class Progress:
     """Steps skipped because an fp16 gradient overflowed."""
     rollbacks: int = 0
 
+    def end_epoch(self) -> None:
+        """Go on with the next one."""
+        self.epoch, self.step, self.skipped = self.epoch + 1, 0, 0
+        self.loss_sum = self.train_seconds = self.wait_seconds = 0.0
+
+    def scale_steps(self, factor: float) -> None:
+        """Go on after the same samples of the epoch, in steps of another size.
+
+        Args:
+            factor: the old batch size over the new one.
+        """
+        self.step = int(self.step * factor)
+        self.skipped = int(self.skipped * factor)
+        self.loss_sum *= factor
+
 
 class TimedIterator(Iterator[T]):
     """An iterator that adds up how long its consumer waited for it.

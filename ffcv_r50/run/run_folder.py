@@ -8,6 +8,7 @@
     status.json         running, finished, stopped or lost (the same command continues), or failed
     checkpoints/        last.pt, previous.pt, best.pt: the state of the run
     weights.pt          the finished network: a plain state dict with torchvision's names
+    weights_NAME.pt     the same of its averages
 """
 
 import contextlib
@@ -117,7 +118,7 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         ours = ["config.yaml", "environment.json", STATUS, self.log.name, self.weights.name]
-        half = [self.path.glob(f".{name}.[0-9]*.tmp") for name in ours]
+        half = [self.path.glob(f".{name}.[0-9]*.tmp") for name in [*ours, "weights_*.pt"]]
         half.append(self.checkpoints.glob(".*.pt.[0-9]*.tmp"))
         try:
             for path in itertools.chain(*half):
@@ -214,6 +215,7 @@ class RunFolder:
         kept = [
             path for path in (self.log, self.path / "config.yaml", self.weights) if path.exists()
         ]
+        kept += self.path.glob("weights_*.pt")
         if any(self.checkpoints.iterdir()):
             kept.append(self.checkpoints)
         if not kept:

@@ -3,11 +3,11 @@
 Both have the same calls, so that the training loop reads the same on every rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
@@ -54,8 +54,8 @@ class Storage:
         """The newest state that was saved."""
         return {}
 
-    def write_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """The finished network."""
+    def write_weights(self, networks: Mapping[str, nn.Module]) -> None:
+        """Of the finished network and its averages, by name."""
 
     def last_row(self) -> dict[str, Any]:
         """The newest row of the log."""
@@ -145,10 +145,13 @@ class FolderStorage(run_folder.RunFolder, Storage):
         self._saver.finish()
         return checkpoint.newest(self.checkpoints)[0] or {}
 
-    def write_weights(self, weights: dict[str, torch.Tensor]) -> None:
+    def write_weights(self, networks: Mapping[str, nn.Module]) -> None:
         """See :meth:`Storage.write_weights`."""
         self._saver.finish()
-        checkpoint.write_weights(self.weights, weights)
+        chosen = self._config.checkpoint.weights
+        for name, network in networks.items():
+            path = self.path / f"weights_{name}.pt"
+            checkpoint.write_weights(self.weights if name == chosen else path, network.state_dict())
 
     def last_row(self) -> dict[str, Any]:
         """See :meth:`Storage.last_row`."""

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from ffcv_r50 import recipe
 from ffcv_r50.config import command_line, reference, settings
-from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.optim import OPTIMIZERS
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops

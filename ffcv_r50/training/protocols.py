@@ -29,20 +29,20 @@ class Batch(NamedTuple):
     """One micro-batch on the device. Valid until the next one is asked for."""
 
     images: Tensor
-    """[n, 3, height, width], channels-last in memory; uint8 until they are normalised."""
+    """[n, 3, height, width], channels-last in memory: uint8 as loaded, then float32, normalised."""
     targets: Tensor
     """int64 [n] classes, or float [n, classes] shares where they are mixed."""
     indices: Tensor
     """int64 [n], of the samples in the file."""
-    positions: Tensor
-    """int64 [n], of the samples in the global batch."""
+    positions: range
+    """Of the samples in the global batch: neighbours, known without asking the device."""
 
 
 class Transform(Protocol):
-    """Changes images or targets on the device; registered in :mod:`ffcv_r50.training.transforms`."""
+    """Changes a batch on the device; registered in :mod:`ffcv_r50.training.transforms`."""
 
     def __call__(self, batch: Batch, step: Step) -> Batch:
-        """The batch that goes on; the one given stays as it was (the loader owns its images)."""
+        """The batch that goes on; images may be changed in place, the other tensors not."""
         ...
 
 
@@ -61,8 +61,8 @@ class Average(Protocol):
         """After a step, when weights and batch-norm statistics are the step's."""
         ...
 
-    def network(self) -> nn.Module:
-        """What is evaluated: a network with the averaged weights."""
+    def network(self) -> nn.Module | None:
+        """What is evaluated: a network with the averaged weights; None before there are any."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """One optimizer step over the global batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ffcv_r50 import optim
+from ffcv_r50 import distributed, optim
 from ffcv_r50.models.batchnorm import RunningStatistics
 from ffcv_r50.models.dropout import Draws
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
+
+NETWORK = "network"
+"""What the trained network is called among its averages."""
 
 
 class TrainStep:
@@ -20,7 +24,7 @@ class TrainStep:
     Args:
         network: on its device, the same on every rank.
         optimizer: of its parameters.
-        transforms: applied to each micro-batch in order; the last one normalises.
+        transforms: applied to each micro-batch in order; the first one normalises.
         loss: what is minimised.
         averages: follow the network, by the name that logs call them.
         precision: that the network computes in.
@@ -83,13 +87,8 @@ class TrainStep:
         statistics.begin()
         sums.begin(stop)
         for _ in range(self._micro_batches):
-            batch = next(batches)
-            for transform in self._transforms:
-                batch = transform(batch, step)
-            self._draws.begin(step.number, batch.positions)
-            with self.precision.autocast():
-                logits = self._forward(batch.images)
-            loss = self._loss(logits.float(), batch.targets, step)
+            logits, targets = self._logits(next(batches), step)
+            loss = self._loss(logits, targets, step)
             # Divided by the parts of all ranks before the backward pass: a gradient is the same
             # number whichever rank computes it, and no pass over all of them divides it later.
             self.scaler.scale(loss / self._parts).backward()
@@ -104,6 +103,53 @@ class TrainStep:
         for average in self.averages.values():
             average.update(self.network, step)
         return torch.stack([sums.loss / self._parts, sums.votes, norm])
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What is evaluated: the network, and its averages as far as there is anything in them."""
+        found = {name: average.network() for name, average in self.averages.items()}
+        return {NETWORK: self.network} | {name: net for name, net in found.items() if net}
+
+    def _logits(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
+        """float32 logits of a micro-batch in training, and the targets that go with them."""
+        for transform in self._transforms:
+            batch = transform(batch, step)
+        self._draws.begin(step.number, batch.positions)
+        with self.precision.autocast():
+            logits = self._forward(batch.images)
+        return logits.float(), batch.targets
+
+    @torch.no_grad()
+    def recompute_statistics(
+        self, network: nn.Module, batches: Iterator[Batch], steps: Iterable[Step]
+    ) -> None:
+        """Give ``network`` the batch-norm statistics that the images of some steps have with its weights.
+
+        They are the mean over the steps' micro-batches on all ranks. All ranks must call it.
+
+        Args:
+            network: with the names and shapes of the one that is trained, which lends it its forward
+                pass: so statistics are shared and images drawn as in training.
+            batches: as for a step.
+            steps: as many as there are batches for.
+        """
+        if not self._statistics.size:
+            return
+        kept = copy.deepcopy(self.network.state_dict())
+        try:
+            self.network.load_state_dict(network.state_dict())
+            self.network.train()
+            sums, parts = torch.zeros_like(self._sums.statistics), 0
+            for step in steps:
+                for _ in range(self._micro_batches):
+                    self._logits(next(batches), step)
+                    self._statistics.add_to(sums)
+                parts += self._parts
+            distributed.all_reduce_sum(sums)
+            self._statistics.replace(sums / parts)
+            # Everything but the statistics is the network's own already.
+            network.load_state_dict(self.network.state_dict())
+        finally:
+            self.network.load_state_dict(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything here that the next step depends on."""

@@ -8,8 +8,8 @@ from pydantic import PrivateAttr
 
 from ffcv_r50.config import command_line, declaration, reader, reference
 from ffcv_r50.config.declaration import Given
-from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.errors import InvalidSetting, UserError
+from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.registry import Options, Range
 
 Minute = Annotated[float, Range(at_least=0)]

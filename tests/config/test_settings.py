@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from ffcv_r50.config import declaration, reader, settings
-from ffcv_r50.config.keyframes import Keyframes
 from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
+from ffcv_r50.keyframes import Keyframes
+from ffcv_r50.logs.sinks import SINKS
 from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW
+from ffcv_r50.training.averages import AVERAGES
+from ffcv_r50.training.transforms import TRANSFORMS
 
 RECIPE = """\
 model: {arch: resnet18}
@@ -327,7 +330,13 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
     # The options of every optimizer, too; those of things in lists stand behind their list.
     single = [key for key in keys if ": " not in key]
     assert sorted(single) == sorted(declaration.keys(Config))
-    assert {key for key in keys if ": " in key} == {"averages: ema.half_life"}
+    listed = {"augment": TRANSFORMS, "averages": AVERAGES, "logging.sinks": SINKS}
+    assert {key for key in keys if ": " in key} == {
+        f"{key}: {name}.{option}"
+        for key, registry in listed.items()
+        for name in registry.names
+        for option in registry[name].model_fields
+    }
     for row in rows:
         assert len(row) == 4, row
         assert row[3].startswith("`") or row[3][0].isupper(), row

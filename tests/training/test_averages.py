@@ -6,7 +6,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.averages.ema import Ema, ExponentialMovingAverage
-from ffcv_r50.training.protocols import Step
+from ffcv_r50.training.averages.precise_bn import PreciseBatchNorm
+from ffcv_r50.training.averages.swa import Swa
+from ffcv_r50.training.protocols import Average, Step
 
 STEPS_PER_EPOCH = 7
 
@@ -20,6 +22,12 @@ def network(seed: int) -> nn.Sequential:
 
 def at(number: int) -> Step:
     return Step(0, number, number / STEPS_PER_EPOCH, {})
+
+
+def averaged(average: Average) -> nn.Module:
+    found = average.network()
+    assert found is not None
+    return found
 
 
 def floats(model: nn.Module) -> dict[str, Tensor]:
@@ -39,11 +47,11 @@ def test_every_step_counts_as_its_age_says() -> None:
     assert torch.isclose(
         weights[-1] / weights[-1 - 2 * STEPS_PER_EPOCH], torch.tensor(2.0).double()
     )
-    for name, averaged in floats(average.network()).items():
+    for name, ours in floats(averaged(average)).items():
         each = torch.stack([model.state_dict()[name].double() for model in seen])
         expected = torch.einsum("s,s...->...", weights / weights.sum(), each)
-        torch.testing.assert_close(averaged.double(), expected, rtol=1e-5, atol=1e-6)
-    counts = average.network().state_dict()["1.num_batches_tracked"]
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
+    counts = averaged(average).state_dict()["1.num_batches_tracked"]
     assert counts == seen[-1].state_dict()["1.num_batches_tracked"]
 
 
@@ -56,13 +64,13 @@ def test_late_in_a_run_it_is_torchs() -> None:
         model = network(number)
         ours.update(model, at(number))
         theirs.update_parameters(model)
-    torch.testing.assert_close(floats(ours.network()), floats(theirs.module))
+    torch.testing.assert_close(floats(averaged(ours)), floats(theirs.module))
 
 
 def test_after_one_step_it_is_that_step() -> None:
     average = Ema(half_life=16).build(network(99), 5000)
     average.update(network(1), at(0))
-    torch.testing.assert_close(floats(average.network()), floats(network(1)), rtol=0, atol=0)
+    torch.testing.assert_close(floats(averaged(average)), floats(network(1)), rtol=0, atol=0)
 
 
 def test_a_saved_one_goes_on_with_the_same_bits() -> None:
@@ -74,9 +82,54 @@ def test_a_saved_one_goes_on_with_the_same_bits() -> None:
     for number in range(3, 6):
         straight.update(network(number), at(number))
         again.update(network(number), at(number))
-    for name, tensor in straight.network().state_dict().items():
-        assert torch.equal(tensor, again.network().state_dict()[name]), name
+    for name, tensor in averaged(straight).state_dict().items():
+        assert torch.equal(tensor, averaged(again).state_dict()[name]), name
 
 
-def test_it_has_a_name() -> None:
-    assert AVERAGES["ema"] is Ema
+def test_swa_is_the_mean_of_the_points() -> None:
+    """Start 2 epochs, period half an epoch of 7 steps (4 steps, rounded): after steps 18, 22, 26."""
+    average = Swa(start=2, period=0.5).build(network(99), STEPS_PER_EPOCH)
+    seen = [network(seed) for seed in range(28)]
+    for number, model in enumerate(seen):
+        assert (average.network() is None) == (number < 18)
+        average.update(model, at(number))
+    points = [seen[done - 1] for done in (18, 22, 26)]
+    for name, ours in floats(averaged(average)).items():
+        each = torch.stack([model.state_dict()[name].double() for model in points])
+        torch.testing.assert_close(ours.double(), each.mean(0), rtol=1e-5, atol=1e-6)
+    theirs = AveragedModel(points[0])
+    for model in points:
+        theirs.update_parameters(model)
+    torch.testing.assert_close(
+        dict(averaged(average).named_parameters()), dict(theirs.module.named_parameters())
+    )
+
+
+def test_swa_stopped_in_its_phase_goes_on_with_the_same_bits() -> None:
+    straight, broken, again = (Swa(start=1).build(network(9), 3) for _ in range(3))
+    for number in range(7):
+        straight.update(network(number), at(number))
+        broken.update(network(number), at(number))
+    again.load_state_dict(broken.state_dict())
+    for number in range(7, 12):
+        straight.update(network(number), at(number))
+        again.update(network(number), at(number))
+    for name, tensor in averaged(straight).state_dict().items():
+        assert torch.equal(tensor, averaged(again).state_dict()[name]), name
+
+
+def test_precise_bn_is_the_newest_and_keeps_what_was_computed_for_it() -> None:
+    average = PreciseBatchNorm().build(network(9), 3)
+    average.update(network(1), at(0))
+    average.update(network(2), at(1))
+    shown = averaged(average)
+    torch.testing.assert_close(floats(shown), floats(network(2)), rtol=0, atol=0)
+    shown.get_buffer("1.running_mean").fill_(5.0)
+    again = PreciseBatchNorm().build(network(9), 3)
+    again.load_state_dict(average.state_dict())
+    for one in (average, again):
+        assert (averaged(one).get_buffer("1.running_mean") == 5.0).all()
+
+
+def test_they_have_names() -> None:
+    assert [AVERAGES[name] for name in ("ema", "swa", "precise_bn")] == [Ema, Swa, PreciseBatchNorm]

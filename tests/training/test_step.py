@@ -35,10 +35,10 @@ def network() -> nn.Sequential:
 def batches(seed: int = 0) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)
     for part in range(PARTS):
-        numbers = torch.arange(part * SIZE, (part + 1) * SIZE)
+        positions = range(part * SIZE, (part + 1) * SIZE)
         images = torch.randint(256, (SIZE, 3, 8, 8), dtype=torch.uint8, generator=generator)
         targets = torch.randint(5, (SIZE,), generator=generator)
-        yield Batch(images, targets, numbers + 100, numbers)
+        yield Batch(images, targets, torch.tensor(positions) + 100, positions)
 
 
 def train_step(
@@ -87,7 +87,7 @@ def test_transforms_come_in_order_and_know_the_samples() -> None:
 
     def noting(name: str) -> Transform:
         def note(batch: Batch, step: Step) -> Batch:
-            seen.append((name, step.number, batch.indices.tolist(), batch.positions.tolist()))
+            seen.append((name, step.number, batch.indices.tolist(), [*batch.positions]))
             return batch
 
         return note

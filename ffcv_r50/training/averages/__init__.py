@@ -4,14 +4,27 @@ An average is a :class:`~ffcv_r50.training.protocols.Average`. It is updated aft
 is part of the checkpoint, and is evaluated after each epoch beside the network itself.
 """
 
+from typing import Annotated
+
 from torch import nn
 
-from ffcv_r50.registry import Options, Registry
+from ffcv_r50.registry import Options, Range, Registry
 from ffcv_r50.training.protocols import Average
 
 
 class AverageOptions(Options):
     """The options of an average."""
+
+    @property
+    def begins(self) -> float:
+        """Epochs until there is anything in it."""
+        return 0.0
+
+    @property
+    def recomputed_over(self) -> int:
+        """Training images that batch-norm statistics are computed over anew before each evaluation;
+        with 0 the average has its own."""
+        return 0
 
     def build(self, network: nn.Module, steps_per_epoch: int) -> Average:
         """The average itself.
@@ -23,6 +36,19 @@ class AverageOptions(Options):
         raise NotImplementedError
 
 
+class Recomputed(AverageOptions):
+    """Of an average whose batch-norm statistics are computed anew each time it is evaluated."""
+
+    images: Annotated[int, Range(at_least=1)] = 16_384
+    """Training images that batch-norm statistics are recomputed over, rounded up to whole steps and
+    at most an epoch: the first of the epoch just trained, as it showed them."""
+
+    @property
+    def recomputed_over(self) -> int:
+        """See :class:`AverageOptions`."""
+        return self.images
+
+
 AVERAGES: Registry[AverageOptions] = Registry("average")
 
-from ffcv_r50.training.averages import ema  # noqa: E402, F401  # registers itself
+from ffcv_r50.training.averages import ema, precise_bn, swa  # noqa: E402, F401  # register themselves

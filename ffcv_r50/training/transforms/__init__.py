@@ -1,23 +1,49 @@
-"""What happens to a micro-batch on the device, before the network sees it.
+"""What happens to training images between their decoding and the network, by the names of recipes.
 
-A transform is a :class:`~ffcv_r50.training.protocols.Transform`. A recipe lists those it wants under
-``augment``, by the names they register here; :class:`Normalize` always comes last.
+Two kinds, in this order:
+
+- those of single images, uint8, in the loader's threads (:class:`ImageOptions`,
+  :class:`~ffcv_r50.data.loader.ImageTransform`): a function of seed, epoch and sample;
+- those of batches, normalised, on the device (:class:`BatchOptions`,
+  :class:`~ffcv_r50.training.protocols.Transform`): a function of seed, step and position.
 """
 
+from typing import ClassVar
+
+from ffcv_r50.data.loader import ImageTransform
 from ffcv_r50.registry import Options, Registry
 from ffcv_r50.training.protocols import Transform
 
 
 class TransformOptions(Options):
-    """The options of a transform."""
+    """The options of a transform of either kind."""
 
-    def build(self, num_classes: int) -> Transform:
+
+class ImageOptions(TransformOptions):
+    """The options of a transform of single images."""
+
+    def build(self) -> ImageTransform:
+        """The transform itself."""
+        raise NotImplementedError
+
+
+class BatchOptions(TransformOptions):
+    """The options of a transform of batches."""
+
+    together: ClassVar[int] = 1
+    """Neighbouring samples of a batch that one process must have: 2 where they go in pairs."""
+
+    def build(self, num_classes: int, stream: int) -> Transform:
         """The transform itself.
 
         Args:
             num_classes: of the dataset.
+            stream: the first of 2^16 random streams that are its own, see
+                :mod:`ffcv_r50.data.philox`.
         """
         raise NotImplementedError
 
 
 TRANSFORMS: Registry[TransformOptions] = Registry("transform")
+
+from ffcv_r50.training.transforms import erasing, mix  # noqa: E402, F401  # register themselves

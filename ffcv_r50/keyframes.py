@@ -2,17 +2,31 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic_core import CoreSchema, core_schema
+from typing_extensions import Self
 
-from ffcv_r50.config.kinds import NUMBER, parse_number
 from ffcv_r50.errors import nearest
 
+NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 KINDS = ("linear", "cosine", "step", "exponential", "power N")
 """How a value gets from one keyframe to the next; N is a number above 0."""
+
+
+def parse_number(text: str) -> float:
+    """A number as YAML 1.2 writes it (``1.0e-4`` and ``1e-4``; no ``inf``, no ``nan``).
+
+    Raises:
+        ValueError: it is not one.
+    """
+    # 1e999 is written as a number but is one that no float holds.
+    if not NUMBER.fullmatch(text) or math.isinf(float(text)):
+        raise ValueError(f"expected a number, got '{text}'")
+    return float(text)
 
 
 class Keyframe(NamedTuple):
@@ -109,8 +123,8 @@ class Keyframes:
             "required": ["0"],
         }
 
-    @staticmethod
-    def from_pairs(pairs: list[tuple[str, str]]) -> "Keyframes":
+    @classmethod
+    def from_pairs(cls, pairs: list[tuple[str, str]]) -> Self:
         """From the texts of a YAML table: epochs and values, and ``interpolation``.
 
         Raises:
@@ -126,9 +140,9 @@ class Keyframes:
                     points.append((parse_number(key), text))
                 except ValueError as error:
                     raise _no_keyframe(key, text) from error
-        return Keyframes(points, *kinds)
+        return cls(points, *kinds)
 
-    def to_yaml(self) -> dict[str | float, str | float]:
+    def to_yaml(self) -> Any:
         """The table that :meth:`from_pairs` reads back."""
         table: dict[str | float, str | float] = {}
         for epoch, value, kind in self.points:
@@ -137,6 +151,57 @@ class Keyframes:
         if self.interpolation != "linear":
             table["interpolation"] = self.interpolation
         return table
+
+
+class Varying(Keyframes):
+    """A number that may change during training: ``Varying(0.2)``, or keyframes of it.
+
+    A bound is below or above it where it is so for all its values; so ranges are checked.
+    """
+
+    expected = "a number or keyframes {epoch: number, ...}, numbers"
+
+    def __init__(
+        self,
+        points: float | Mapping[Any, Any] | Iterable[tuple[Any, ...]],
+        interpolation: str = "linear",
+    ) -> None:
+        super().__init__({0: points} if isinstance(points, (int, float)) else points, interpolation)
+
+    @property
+    def constant(self) -> bool:
+        """Whether it stays what it is."""
+        return len(set(self.values)) == 1
+
+    def __ge__(self, bound: float) -> bool:
+        return min(self.values) >= bound
+
+    def __gt__(self, bound: float) -> bool:
+        return min(self.values) > bound
+
+    def __le__(self, bound: float) -> bool:
+        return max(self.values) <= bound
+
+    def __lt__(self, bound: float) -> bool:
+        return max(self.values) < bound
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        """A setting of this type takes an instance or a number."""
+        numbers = (int, float)
+        return core_schema.no_info_before_validator_function(
+            lambda value: cls(value) if type(value) in numbers else value,
+            core_schema.is_instance_schema(cls),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        """A number, or the table."""
+        return {"anyOf": [{"type": "number"}, super().__get_pydantic_json_schema__(core, handler)]}
+
+    def to_yaml(self) -> Any:
+        """The number, or the table."""
+        return _short(self.values[0]) if len(self.points) == 1 else super().to_yaml()
 
 
 def _short(number: float) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from ffcv_r50.config.keyframes import Keyframes
+from ffcv_r50.keyframes import Keyframes
 
 EPOCHS, STEPS = 30, 7  # an odd number: no step falls on a round fraction of an epoch
 TOTAL = EPOCHS * STEPS
