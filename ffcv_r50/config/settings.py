@@ -310,9 +310,9 @@ class Config(Options):
 
     @property
     def varying(self) -> dict[str, Varying]:
-        """The options of augmentations that change during training: ``augment.mix.cutmix``, ..."""
+        """The options of augmentations that change during training: ``mix.cutmix``, ..."""
         return {
-            f"augment.{TRANSFORMS.name_of(options)}.{name}": value
+            f"{TRANSFORMS.name_of(options)}.{name}": value
             for options in self.augment
             for name, value in options
             if isinstance(value, Varying) and not value.constant
@@ -429,6 +429,12 @@ def _check_batches(config: Config) -> None:
         if not (min(row.values) if row else training.momentum):
             where = "schedule" if row else "training"
             raise InvalidSetting("optimizer.nesterov", f"needs {where}.momentum above 0")
+    if config.data.repeats > training.batch_size:
+        raise InvalidSetting(
+            "data.repeats",
+            f"{config.data.repeats} views of an image are more than the batch "
+            f"(training.batch_size is {training.batch_size})",
+        )
     if training.batch_size % config.norm_batch_size:
         batch, norm = training.batch_size, config.norm_batch_size
         fitting = max(n for n in range(1, min(norm, batch) + 1) if batch % n == 0)
@@ -475,13 +481,14 @@ def _check_augment(config: Config) -> None:
 def _check_rows(config: Config) -> None:
     training, schedule = config.training, config.schedule
     constants = declaration.declared(type(training))
-    varying = {f"schedule.{name}": row for name, row in schedule.rows.items()}
-    for key, row in {**varying, **config.varying}.items():
+    places = [(f"schedule.{name}", "", row) for name, row in schedule.rows.items()]
+    places += [("augment", f"{name} ", row) for name, row in config.varying.items()]
+    for key, name, row in places:
         last = row.points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
                 key,
-                f"has a keyframe at epoch {last:g}, after the end of the run "
+                f"{name}has a keyframe at epoch {last:g}, after the end of the run "
                 f"(training.epochs is {training.epochs})",
             )
     for name, row in schedule.rows.items():

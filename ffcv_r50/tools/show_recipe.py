@@ -149,7 +149,6 @@ def _steps(config: Config, dataset: Dataset) -> int:
 def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     training, validation, steps = config.training, config.validation, _steps(config, dataset)
     share = recipe.plan(config, world_size)
-    left_out = dataset.samples - steps * training.batch_size
     rows = {name: _row(frames) for name, frames in config.schedule.rows.items()}
     constants = {name: f" {getattr(training, name):g}" for name in ("momentum", "weight_decay")}
     constants |= {name: " as scheduled" for name in rows if name in constants}
@@ -170,8 +169,7 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
         "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
         f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
         f"batch-norm over {config.norm_batch_size:,}{groups}",
-        "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
-        f"{left_out:,} images are left out, other ones each epoch",
+        "epoch": f"{_count(steps, 'step')}, {_shown(config, dataset, steps)}",
         **rows,
         **_chosen(config),
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
@@ -187,6 +185,18 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     for notice in config.notices:
         table.add_row("notice", notice)
     return table
+
+
+def _shown(config: Config, dataset: Dataset, steps: int) -> str:
+    """Which images an epoch shows."""
+    size, repeats = config.training.batch_size, config.data.repeats
+    if repeats > 1:
+        return (
+            f"{steps * size:,} views of {steps * -(-size // repeats):,} images, {repeats} of each; "
+            "other images each epoch"
+        )
+    left_out = dataset.samples - steps * size
+    return f"{steps * size:,} images; {left_out:,} images are left out, other ones each epoch"
 
 
 def _short(name: str, value: float) -> str:
@@ -214,10 +224,17 @@ def _chosen(config: Config) -> dict[str, str]:
 
 def _options(thing: Options) -> str:
     return "".join(
-        f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
+        f", {name.replace('_', ' ')}" + ("" if value is True else f" {_value(value)}")
         for name, value in thing
         if value is not False
     )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Keyframes):
+        plain = value.to_yaml()
+        return _row(value) if isinstance(plain, dict) else f"{plain}"
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else f"{value}"
 
 
 def _epochs(config: Config, dataset: Dataset) -> Table:
@@ -228,17 +245,18 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     unit, name = _unit(images * max(costs.values()))
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
-    changing = [name for name in config.schedule.rows if name != "resolution"]
-    words = [name.replace("_", "\n") for name in changing]
+    rows = config.schedule.rows.items()
+    changing = {name: row for name, row in rows if name != "resolution"} | config.varying
+    words = [name.replace("_", "\n").replace(".", "\n") for name in changing]
     ends = [f"{name}\n{end}" for name in words for end in ("start", "end")]
     for column in ("epoch", "px", *ends, "steps", "images", per_image, per_epoch):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     for epoch, size in enumerate(sizes):
-        first, last = (recipe.values(config, epoch + step / steps) for step in (0, steps - 1))
+        ends_at = (epoch, epoch + (steps - 1) / steps)
         table.add_row(
             str(epoch),
             str(size),
-            *[_short(name, values[name]) for name in changing for values in (first, last)],
+            *[_short(name, row.at(at)) for name, row in changing.items() for at in ends_at],
             f"{steps:,}",
             f"{images:,}",
             f"{costs[size] / 1e9:,.3f}",
