@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
-from ffcv_r50.errors import FINISHED
+from ffcv_r50.errors import BAD_INPUT, FINISHED
 from tests import ranks
 from tests.conftest import Dataset
 from tests.plugins import note
@@ -118,3 +119,31 @@ def test_killed_in_the_middle_of_averaging_ends_in_the_same_bits(made: Made, ste
     assert {f"{name}_top_1" for name in ("ema", "swa", "precise_bn")} <= set(
         ranks.log(made.path(name))[-1]
     )
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_weights_and_continues_without_them(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Fine-tuning: another number of classes, and a learning rate that changes almost nothing."""
+    file = tmp_path / "start.pt"
+    torch.manual_seed(5)
+    start = torchvision.models.mobilenet_v3_small(num_classes=10).state_dict()
+    torch.save({"state_dict": start}, file)
+    more = (f"--model.weights={file}", "--training.epochs=1", "--schedule.lr={0: 1.0e-9}")
+    arguments = ranks.arguments(dataset, tmp_path / "run", *more, "--schedule.resolution={0: 32}")
+    hook = ranks.at_step(2, signal.SIGKILL)
+    ended = ranks.run(arguments, tmp_path / "run", ranks=1, hook=hook)
+    assert ended.codes == [-signal.SIGKILL]
+    assert f"starts from {file}: all layers but the last (classifier.3.weight" in ended.outputs[0]
+    file.unlink()
+    ended = ranks.run(arguments, tmp_path / "run", ranks=1)
+    assert ended.codes == [FINISHED], ended.outputs
+    weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
+    for name, tensor in weights.items():
+        if not any(word in name for word in ("running", "num_batches", "classifier.3")):
+            torch.testing.assert_close(tensor, start[name], atol=1e-5, rtol=1e-4)
+    arguments = ranks.arguments(dataset, tmp_path / "other", *more, "--schedule.resolution={0: 32}")
+    ended = ranks.run(arguments, tmp_path / "other", ranks=1)
+    assert ended.codes == [BAD_INPUT]
+    assert f"error: model.weights={file}: cannot be read" in ended.outputs[0]

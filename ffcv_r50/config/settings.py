@@ -46,6 +46,14 @@ class Model(Options):
     ffcv-imagenet)."""
     zero_init_residual: bool = False
     """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
+    weights: str = ""
+    """A file of weights to start from: of this toolkit, torchvision or timm. The last layer is new
+    where the classes are others."""
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What says which network it is, for :func:`ffcv_r50.models.build`."""
+        return {name: value for name, value in self if name != "weights"}
 
 
 class Data(Options):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.logs.sinks import SINKS
 from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW
+from ffcv_r50.registry import Registry
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.transforms import TRANSFORMS
 
@@ -330,7 +332,11 @@ def test_the_reference_documents_every_setting_in_a_sentence() -> None:
     # The options of every optimizer, too; those of things in lists stand behind their list.
     single = [key for key in keys if ": " not in key]
     assert sorted(single) == sorted(declaration.keys(Config))
-    listed = {"augment": TRANSFORMS, "averages": AVERAGES, "logging.sinks": SINKS}
+    listed: dict[str, Registry[Any]] = {
+        "augment": TRANSFORMS,
+        "averages": AVERAGES,
+        "logging.sinks": SINKS,
+    }
     assert {key for key in keys if ": " in key} == {
         f"{key}: {name}.{option}"
         for key, registry in listed.items()

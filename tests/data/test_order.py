@@ -165,7 +165,7 @@ def test_how_far_page_order_is_from_uniform_mixing() -> None:
 def test_each_sample_of_a_step_is_there_so_many_times(repeats: int, batch: int) -> None:
     steps = 1000 // batch
     views = repeated(random_order(1000, 3, 0), repeats, batch, steps).reshape(steps, batch)
-    shown = set()
+    shown: set[int] = set()
     for step in views:
         samples, repetitions = step & 0xFFFFFFFF, step >> 32
         assert len(set(step.tolist())) == batch  # no view twice
