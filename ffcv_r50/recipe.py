@@ -65,7 +65,7 @@ def step(config: Config, epoch: int, number: int, steps_per_epoch: int) -> Step:
 
 
 def resolution(config: Config, epoch: int) -> int:
-    """The side in pixels of the training images in an epoch: a multiple of 32."""
+    """The side in pixels of the training images in an epoch."""
     return settings.resolution_at(config.schedule.resolution, epoch)
 
 

@@ -142,8 +142,9 @@ class Schedule(Options):
     `linear`, `cosine`, `step` (stays until this keyframe), `exponential` or `power N` (polynomial
     decay); `interpolation: cosine` in the row does so for all that say nothing."""
     resolution: Keyframes
-    """Side of the training images in pixels, evaluated at the start of each epoch and rounded to
-    the nearest multiple of 32. Interpolated as `schedule.lr` is."""
+    """Side of the training images in pixels, evaluated at the start of each epoch: a keyframe's own,
+    a multiple of 8, and between keyframes the nearest multiple of 32. Interpolated as `schedule.lr`
+    is."""
     momentum: Keyframes | None = None
     """Takes the place of `training.momentum`, for each optimizer step; interpolated as
     `schedule.lr`."""
@@ -524,10 +525,10 @@ def _check_lr(config: Config) -> None:
 def _check_resolution(config: Config) -> None:
     resolution = config.schedule.resolution
     for side in resolution.values:
-        if not 32 <= side <= LARGEST_SIDE or side % 32:
+        if not 32 <= side <= LARGEST_SIDE or side % 8:
             raise InvalidSetting(
                 "schedule.resolution",
-                f"expected multiples of 32 up to {LARGEST_SIDE}, got {side:.15g}",
+                f"expected multiples of 8 from 32 to {LARGEST_SIDE}, got {side:.15g}",
             )
     trained = dict.fromkeys(
         resolution_at(resolution, epoch) for epoch in range(config.training.epochs)
@@ -566,9 +567,13 @@ def _check_saving(config: Config) -> None:
 
 
 def resolution_at(keyframes: Keyframes, epoch: int) -> int:
-    """The side in pixels of an epoch: the nearest multiple of 32, of two as near the one that is an
-    even multiple, as ffcv-imagenet's ``np.round`` decides."""
-    return round(keyframes.at(epoch) / 32) * 32
+    """The side in pixels of an epoch.
+
+    Between keyframes it is the nearest multiple of 32, of two as near the one that is an even
+    multiple, as ffcv-imagenet's ``np.round`` decides.
+    """
+    side = keyframes.at(epoch)
+    return int(side) if side in keyframes.values else round(side / 32) * 32
 
 
 def _check_data(config: Config) -> None:
