@@ -26,7 +26,7 @@ from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.precision import Precision
-from ffcv_r50.training.protocols import Batch
+from ffcv_r50.training.protocols import Batch, Transform
 from ffcv_r50.training.step import TrainStep
 from ffcv_r50.training.transforms import BatchOptions, ImageOptions
 from ffcv_r50.training.transforms.normalize import Normalize
@@ -190,6 +190,16 @@ def start_from_weights(config: Config, network: nn.Module, console: Console) -> 
             console.say(f"starts from {config.model.weights}: {taken}")
 
 
+def batch_transforms(config: Config, num_classes: int, device: torch.device) -> list[Transform]:
+    """What happens to a batch on the device before the network sees it."""
+    chosen = [
+        options.build(num_classes, transform_stream(row))
+        for row, options in enumerate(config.augment)
+        if isinstance(options, BatchOptions)
+    ]
+    return [Normalize(device), *chosen]
+
+
 def train_step(
     config: Config,
     network: nn.Module,
@@ -218,14 +228,7 @@ def train_step(
     return TrainStep(
         network,
         config.optimizer.build(groups, momentum=recipe.values(config, 0.0)["momentum"]),
-        transforms=[
-            Normalize(world.device),
-            *(
-                options.build(num_classes, transform_stream(row))
-                for row, options in enumerate(config.augment)
-                if isinstance(options, BatchOptions)
-            ),
-        ],
+        transforms=batch_transforms(config, num_classes, world.device),
         loss=config.loss.build(num_classes),
         averages=averages,
         precision=precision,

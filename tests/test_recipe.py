@@ -69,7 +69,14 @@ def test_resolutions_round_to_the_nearest_multiple_and_halves_as_published() -> 
         assert settings.resolution_at(Keyframes({0: ends[0], 2: ends[1]}), 1) == half
     # What a keyframe says is meant: torchvision trains at 176.
     flat = Keyframes({0: 88, 2: 88, 4: 176})
-    assert [settings.resolution_at(flat, epoch) for epoch in range(6)] == [88, 88, 88, 128, 176, 176]
+    assert [settings.resolution_at(flat, epoch) for epoch in range(6)] == [
+        88,
+        88,
+        88,
+        128,
+        176,
+        176,
+    ]
 
 
 def lr_by_torch(schedule: type, steps: int, **options: object) -> list[float]:

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ffcv_r50 import recipe
-from ffcv_r50.config import command_line, reference, settings
+from ffcv_r50.config import reference
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.optim import OPTIMIZERS
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.tools import flops
+from ffcv_r50.tools import flops, recipe_words
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.losses import LOSSES
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
@@ -73,24 +73,12 @@ def show(argv: Sequence[str]) -> None:
     Raises:
         UserError: a fault in the recipe, or processes that cannot share its steps.
     """
-    named = bool(argv) and not argv[0].startswith("-")
-    words = command_line.split(argv[1:] if named else argv)
-    if "help" in words:
-        own = reference.help_text(Page, USAGE)
-        reference.print_page(reference.help_text(Config, f"{own}\n\nSettings of the recipe:"))
-        return
-    paths = [*argv[:named], *words.get("config", [])]
-    if not paths:
-        raise UserError("command line: no recipe; pass one, such as rcp/rn50_16ep.yaml")
-    if len(paths) > 1:
-        raise UserError(f"command line: two recipes, {paths[0]} and {paths[1]}; pass one")
-    options = command_line.take(Page, words)
-    config = settings.resolve({**words, "config": paths}, needs_data=False)
+    path, options, config = recipe_words.read(argv, Page, USAGE)
     dataset = _dataset(config, options.samples)
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = 10_000  # tables as wide as they are: rich cuts digits off to fit a terminal
     with console.capture() as page:  # nothing is printed of a recipe that has a fault
-        console.print(*_header(Path(paths[0])), "", soft_wrap=True, sep="\n")
+        console.print(*_header(path), "", soft_wrap=True, sep="\n")
         console.print(_facts(config, dataset, options.world_size))
         console.print()
         console.print(_epochs(config, dataset))
