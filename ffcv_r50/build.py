@@ -224,7 +224,8 @@ def train_step(
     }
     network = share_statistics(network, plan.group_size)
     training = config.training
-    groups = optim.parameter_groups(network, training.decay_norm_and_bias)
+    peak_lr = max(config.schedule.lr.values)
+    groups = optim.parameter_groups(network, training.decay_norm_and_bias, peak_lr)
     return TrainStep(
         network,
         config.optimizer.build(groups, momentum=recipe.values(config, 0.0)["momentum"]),

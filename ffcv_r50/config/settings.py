@@ -104,9 +104,10 @@ class Training(Options):
     label_smoothing: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Share of the target spread evenly over the classes."""
     weight_decay: Amount = 1e-4
-    """The L2 penalty of SGD, or AdamW's decoupled weight decay."""
+    """The L2 penalty of SGD and LARS, or the decoupled weight decay of AdamW and LAMB, and of SGD
+    where `optimizer.decoupled` asks for it."""
     momentum: Annotated[float, Range(at_least=0, below=1)] = 0.9
-    """Momentum of SGD, or AdamW's first beta."""
+    """Momentum of SGD and LARS, or the first beta of AdamW and LAMB."""
     decay_norm_and_bias: bool = False
     """Apply weight decay to the parameters of normalisation layers and to biases, too."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
@@ -433,7 +434,7 @@ def _check_batches(config: Config) -> None:
         low, high = getattr(config.data, name)
         if low > high:
             raise InvalidSetting(f"data.{name}", f"[{low:g}, {high:g}] is not [lowest, highest]")
-    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov:
+    if getattr(config.optimizer, "nesterov", False):
         row = schedule.momentum
         if not (min(row.values) if row else training.momentum):
             where = "schedule" if row else "training"

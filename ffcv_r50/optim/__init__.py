@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ffcv_r50.optim.adamw import AdamW
+from ffcv_r50.optim.lamb import Lamb
+from ffcv_r50.optim.lars import Lars
 from ffcv_r50.optim.optimizer import OPTIMIZERS, Optimizer
 from ffcv_r50.optim.sgd import SGD
 
@@ -14,6 +16,8 @@ __all__ = [
     "OPTIMIZERS",
     "SGD",
     "AdamW",
+    "Lamb",
+    "Lars",
     "Optimizer",
     "load_state",
     "parameter_groups",
@@ -21,9 +25,13 @@ __all__ = [
 ]
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+MARKS = ("betas", "trust", "layerwise")
+"""Options of groups that tell optimizers apart whose states do not fit each other."""
 
 
-def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, decay_norm_and_bias: bool, peak_lr: float = 1.0
+) -> list[dict[str, Any]]:
     """Split the parameters into those that decay and those that do not.
 
     Norms are found by the type of their module, so those of ResNet's down-sampling branch
@@ -32,10 +40,11 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
     Args:
         model: whose parameters are split.
         decay_norm_and_bias: put scales of norms and all biases into the decaying group too.
+        peak_lr: the highest learning rate of the run.
 
     Returns:
-        Groups for a torch optimizer, marked ``decays``: decaying first; an empty group is left out.
-        Their weight decay is 0 until :func:`set_hyperparameters` sets it.
+        Groups for a torch optimizer, marked ``decays`` and ``peak_lr``: decaying first; an empty group
+        is left out. Their weight decay is 0 until :func:`set_hyperparameters` sets it.
     """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
@@ -45,9 +54,10 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
                 isinstance(module, NORMS) or name.endswith("bias")
             )
             (no_decay if spared else decay).append(parameter)
+    both: dict[str, Any] = {"weight_decay": 0.0, "peak_lr": peak_lr}
     groups = [
-        {"params": decay, "decays": True, "weight_decay": 0.0},
-        {"params": no_decay, "decays": False, "weight_decay": 0.0},
+        {"params": decay, "decays": True, **both},
+        {"params": no_decay, "decays": False, **both},
     ]
     return [group for group in groups if group["params"]]
 
@@ -60,7 +70,7 @@ def set_hyperparameters(
     Args:
         optimizer: built from :func:`parameter_groups`.
         lr: learning rate.
-        momentum: SGD's momentum, or Adam's first beta.
+        momentum: SGD's momentum, or the first beta of Adam and LAMB.
         weight_decay: of the groups that decay.
     """
     for group in optimizer.param_groups:
@@ -86,7 +96,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         ValueError: its groups have other sizes, or it is of another kind of optimizer.
     """
     ours, theirs = optimizer.state_dict()["param_groups"], saved["param_groups"]
-    if ("betas" in ours[0]) != ("betas" in theirs[0]):
+    if any((mark in ours[0]) != (mark in theirs[0]) for mark in MARKS):
         raise ValueError("the saved state is of another kind of optimizer")
     sizes = [[len(group["params"]) for group in groups] for groups in (ours, theirs)]
     if sizes[0] != sizes[1]:

@@ -1,18 +1,25 @@
-"""Parameter groups by the type of their module, and optimizers as torch's."""
+"""Parameter groups by the type of their module, and optimizers as torch's, timm's and the papers'."""
 
+import copy
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm.optim.lamb
+import timm.optim.lars
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ffcv_r50 import models, optim
 from ffcv_r50.config import declaration, reader
 from ffcv_r50.config.settings import Config
-from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW, Optimizer
+from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW, Lamb, Lars, Optimizer
 
 SCHEDULE = [(0.05, 0.9, 0.01), (0.02, 0.95, 0.02), (0.01, 0.85, 0.0), (0.01, 0.9, 0.03)]
 """Learning rate, momentum and weight decay of some steps."""
+PEAK = 0.2
+"""The highest learning rate, which these steps do not reach."""
 
 
 def decays(model: nn.Module, decay_norm_and_bias: bool) -> dict[str, float]:
@@ -63,11 +70,16 @@ def backward(model: nn.Module, step: int) -> None:
         parameter.grad[(0,) * parameter.dim()] = -0.0
 
 
-def train(options: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = options.build(optim.parameter_groups(model, False), momentum=0.9)
+def train(
+    options: Optimizer, model: nn.Module, gradients: list[list[Tensor]] | None = None
+) -> torch.optim.Optimizer:
+    """Some steps; notes the gradients of each in the order of the parameters."""
+    optimizer = options.build(optim.parameter_groups(model, False, PEAK), momentum=0.9)
     for step, (lr, momentum, weight_decay) in enumerate(SCHEDULE):
         optim.set_hyperparameters(optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
         backward(model, step)
+        if gradients is not None:
+            gradients.append([p.grad.clone() for p in model.parameters()])  # type: ignore[union-attr]
         optimizer.step()
     return optimizer
 
@@ -129,6 +141,174 @@ def test_momentum_buffers_are_there_before_the_first_step() -> None:
         assert bits(one.state[a]["momentum_buffer"]) == bits(two.state[b]["momentum_buffer"])
 
 
+# ------------------------------------------------------------------- steps as in papers and timm
+
+
+class ByHand:
+    """Formulas on numbers of Python, one parameter at a time.
+
+    Args:
+        parameter: before the first step.
+        decays: whether weight decay, and with it the layer's own rate, apply to it.
+    """
+
+    def __init__(self, parameter: Tensor, decays: bool) -> None:
+        self.w = parameter.detach().flatten().tolist()
+        self.decays = decays
+        self.v = [0.0] * len(self.w)
+        self.squares = [0.0] * len(self.w)
+        self.number = 0
+
+    def decoupled_sgd(self, g: list[float], lr: float, momentum: float, decay: float) -> None:
+        decay = decay if self.decays else 0.0
+        self.v = [momentum * v + d for v, d in zip(self.v, g, strict=True)]
+        self.w = [w - lr / PEAK * decay * w for w in self.w]
+        self.w = [w - lr * v for w, v in zip(self.w, self.v, strict=True)]
+
+    def lars(self, g: list[float], lr: float, momentum: float, decay: float) -> None:
+        if self.decays:
+            local = 0.02 * norm(self.w) / (norm(g) + decay * norm(self.w) + 1e-3)
+            g = [local * (d + decay * w) for d, w in zip(g, self.w, strict=True)]
+        self.v = [momentum * v + d for v, d in zip(self.v, g, strict=True)]
+        self.w = [w - lr * v for w, v in zip(self.w, self.v, strict=True)]
+
+    def lamb(self, g: list[float], lr: float, momentum: float, decay: float) -> None:
+        self.number += 1
+        self.v = [momentum * v + (1 - momentum) * d for v, d in zip(self.v, g, strict=True)]
+        self.squares = [0.99 * v + 0.01 * d * d for v, d in zip(self.squares, g, strict=True)]
+        update = []
+        for w, v, square in zip(self.w, self.v, self.squares, strict=True):
+            mean = v / (1 - momentum**self.number)
+            root = math.sqrt(square / (1 - 0.99**self.number))
+            update.append(mean / (root + 1e-4) + (decay * w if self.decays else 0.0))
+        ratio = norm(self.w) / norm(update) if self.decays else 1.0
+        self.w = [w - lr * ratio * u for w, u in zip(self.w, update, strict=True)]
+
+
+def norm(numbers: list[float]) -> float:
+    return math.sqrt(math.fsum(x * x for x in numbers))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("decoupled_sgd", SGD(decoupled=True)),
+        ("lars", Lars(trust=0.02, eps=1e-3)),
+        ("lamb", Lamb(beta2=0.99, eps=1e-4)),
+    ],
+)
+def test_steps_by_hand(name: str, options: Optimizer) -> None:
+    model = network()
+    # A layer, too, where the decay of a step is 0: that of SCHEDULE's third.
+    hands = [ByHand(p, decays=p.dim() > 1) for p in model.parameters()]
+    gradients: list[list[Tensor]] = []
+    train(options, model, gradients)
+    for (lr, momentum, decay), of_step in zip(SCHEDULE, gradients, strict=True):
+        for hand, gradient in zip(hands, of_step, strict=True):
+            getattr(hand, name)(gradient.flatten().tolist(), lr, momentum, decay)
+    for hand, parameter in zip(hands, model.parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter.detach().double().flatten(),
+            torch.tensor(hand.w, dtype=torch.float64),
+            rtol=1e-5,
+            atol=1e-7,
+        )
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_is_timms(nesterov: bool) -> None:
+    ours, theirs = network(), network()
+    train(Lars(trust=0.02, eps=1e-3, nesterov=nesterov), ours)
+    groups = [
+        {**group, "always_adapt": group["decays"]}
+        for group in optim.parameter_groups(theirs, False)
+    ]
+    optimizer = timm.optim.lars.Lars(
+        groups, momentum=0.9, nesterov=nesterov, trust_coeff=0.02, eps=1e-3, foreach=False
+    )
+    go_on(optimizer, theirs)
+    torch.testing.assert_close([*ours.parameters()], [*theirs.parameters()], rtol=1e-5, atol=1e-7)
+
+
+def test_lamb_is_timms() -> None:
+    ours, theirs = network(), network()
+    train(Lamb(beta2=0.99, eps=1e-4), ours)
+    groups = [
+        {**group, "always_adapt": group["decays"]}
+        for group in optim.parameter_groups(theirs, False)
+    ]
+    optimizer = timm.optim.lamb.Lamb(
+        groups, betas=(0.9, 0.99), eps=1e-4, max_grad_norm=None, foreach=False
+    )
+    go_on(optimizer, theirs)
+    torch.testing.assert_close([*ours.parameters()], [*theirs.parameters()], rtol=1e-5, atol=1e-7)
+
+
+def go_on(optimizer: torch.optim.Optimizer, model: nn.Module, first: int = 0) -> None:
+    """The steps of SCHEDULE from one on."""
+    for step, (lr, momentum, weight_decay) in [*enumerate(SCHEDULE)][first:]:
+        optim.set_hyperparameters(optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        backward(model, step)
+        optimizer.step()
+
+
+def test_decoupled_decay_keeps_nesterovs_momentum_torchs() -> None:
+    """Without decay it is torch's SGD, with and without Nesterov's momentum."""
+    for nesterov in (False, True):
+        ours, theirs = network(), network()
+        groups = optim.parameter_groups(ours, False)
+        one = SGD(decoupled=True, nesterov=nesterov).build(groups, momentum=0.9)
+        two = torch.optim.SGD(theirs.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov)
+        for step in range(3):
+            for model, optimizer in ((ours, one), (theirs, two)):
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.1 / (step + 1)
+                backward(model, step)
+                optimizer.step()
+        torch.testing.assert_close([*ours.parameters()], [*theirs.parameters()])
+
+
+@pytest.mark.parametrize("options", [Lars(), Lamb()])
+def test_a_layer_of_zeros_moves_at_the_plain_rate(options: Optimizer) -> None:
+    """Both papers' ratios are 0 / 0 there; it would never leave zero."""
+    layer = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(layer.weight)
+    optimizer = options.build(optim.parameter_groups(layer, False), momentum=0.0)
+    optim.set_hyperparameters(optimizer, lr=0.5, momentum=0.0, weight_decay=0.1)
+    for gradient, expected in ((torch.zeros(2, 3), 0.0), (torch.ones(2, 3), -0.5)):
+        layer.weight.grad = gradient
+        before = layer.weight.detach().clone()
+        optimizer.step()
+        if isinstance(options, Lamb) and expected:  # Adam's correction after a step of zeros
+            expected = -0.5 / (math.sqrt(0.001 / (1 - 0.999**2)) + 1e-6)
+        torch.testing.assert_close(layer.weight.detach() - before, torch.full((2, 3), expected))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SGD(decoupled=True, nesterov=True), Lars(), Lamb()],
+    ids=["decoupled", "lars", "lamb"],
+)
+def test_a_step_that_overflowed_leaves_no_trace(options: Optimizer) -> None:
+    """The first one, before there is any state, and one in between."""
+    models = [network(), network()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    built = [
+        options.build(optim.parameter_groups(model, False, PEAK), momentum=0.9) for model in models
+    ]
+    for step, (lr, momentum, decay) in enumerate(SCHEDULE):
+        for model, optimizer, overflows in zip(models, built, (False, True), strict=True):
+            optim.set_hyperparameters(optimizer, lr=lr, momentum=momentum, weight_decay=decay)
+            for factor in (math.inf, 1.0) if overflows and step in (0, 2) else (1.0,):
+                backward(model, step)
+                model[0].weight.grad.mul_(factor)  # type: ignore[union-attr, operator]
+                scaler.scale(torch.zeros(()))
+                scaler.step(optimizer)
+                scaler.update(1.0)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert bits(a) == bits(b)
+
+
 @pytest.mark.cuda
 def test_a_first_step_that_overflows_leaves_no_garbage() -> None:
     if not torch.cuda.is_available():
@@ -146,6 +326,29 @@ def test_a_first_step_that_overflows_leaves_no_garbage() -> None:
 
 
 # ---------------------------------------------------------------------------------- saved states
+
+
+ALL = [
+    SGD(nesterov=True),
+    SGD(decoupled=True),
+    AdamW(),
+    Lars(nesterov=True),
+    Lamb(),
+]
+
+
+@pytest.mark.parametrize("options", ALL, ids=str)
+def test_a_saved_state_goes_on_with_the_same_bits(options: Optimizer, tmp_path: Path) -> None:
+    straight = network()
+    whole = train(options, straight)
+    broken = copy.deepcopy(straight)
+    torch.save(whole.state_dict(), tmp_path / "state.pt")
+    again = options.build(optim.parameter_groups(broken, False, PEAK), momentum=0.5)
+    optim.load_state(again, torch.load(tmp_path / "state.pt"))
+    for model, optimizer in ((straight, whole), (broken, again)):
+        go_on(optimizer, model)
+    for a, b in zip(straight.parameters(), broken.parameters(), strict=True):
+        assert bits(a) == bits(b)
 
 
 @pytest.mark.parametrize("options", [SGD(nesterov=True), AdamW()])
@@ -186,9 +389,12 @@ def test_a_state_of_before_has_no_marks_of_decay() -> None:
     assert [group["decays"] for group in optimizer.param_groups] == [True, False]
 
 
-def test_a_state_of_another_kind_of_optimizer_is_refused() -> None:
-    saved = train(SGD(), network()).state_dict()
-    optimizer = AdamW().build(optim.parameter_groups(network(), False), momentum=0.9)
+@pytest.mark.parametrize(
+    ("before", "now"), [(SGD(), AdamW()), (SGD(), Lars()), (AdamW(), Lamb()), (Lars(), Lamb())]
+)
+def test_a_state_of_another_kind_of_optimizer_is_refused(before: Optimizer, now: Optimizer) -> None:
+    saved = train(before, network()).state_dict()
+    optimizer = now.build(optim.parameter_groups(network(), False), momentum=0.9)
     with pytest.raises(ValueError, match="of another kind of optimizer"):
         optim.load_state(optimizer, saved)
 
