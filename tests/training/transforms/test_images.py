@@ -13,6 +13,7 @@ from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.training.transforms import TRANSFORMS, ImageOptions
 from ffcv_r50.training.transforms.affine import Affine
+from ffcv_r50.training.transforms.augmix import AugMix
 from ffcv_r50.training.transforms.auto_augment import AutoAugment
 from ffcv_r50.training.transforms.blur import Blur
 from ffcv_r50.training.transforms.coarse_dropout import CoarseDropout
@@ -25,6 +26,7 @@ from tests.data.conftest import encode, make_image, write_beton
 DRAW = Draw(np.uint64(5), 3, transform_stream(0))
 OPTIONS = {
     "affine": Affine(),
+    "augmix": AugMix(),
     "auto_augment": AutoAugment(),
     "blur": Blur(),
     "coarse_dropout": CoarseDropout(holes=(1, 5)),
