@@ -54,6 +54,7 @@ LOADERS = {
 }
 """What the chart calls them."""
 AUGMENTATIONS = {
+    "augmix": "AugMix",
     "auto_augment": "AutoAugment",
     "grayscale": "RandomGrayscale",
     "randaugment": "RandAugment",

@@ -27,10 +27,16 @@ def _turned(
     return F.affine(image, degrees, [int(right), int(down)], scale, [0.0, 0.0])
 
 
+def _posterized(image: Image.Image, bits: float) -> Image.Image:
+    if bits == 0:  # Pillow refuses it, torchvision's tensors do not
+        return F.to_pil_image(F.posterize(F.pil_to_tensor(image), 0))
+    return F.posterize(image, int(bits))
+
+
 DO: dict[Op, Callable[..., Image.Image]] = {
     Op.IDENTITY: lambda image: image,
     Op.INVERT: F.invert,
-    Op.POSTERIZE: lambda image, bits: F.posterize(image, int(bits)),
+    Op.POSTERIZE: _posterized,
     Op.SOLARIZE: F.solarize,
     Op.SOLARIZE_ADD: lambda image, amount: timm.solarize_add(image, int(amount)),
     Op.AUTOCONTRAST: F.autocontrast,

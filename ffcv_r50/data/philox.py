@@ -7,6 +7,8 @@ The key is the seed. The counter's last word says what the numbers are for, see 
 its third is the epoch or the step.
 """
 
+import math
+
 import numpy as np
 
 from ffcv_r50.data.compiled import njit
@@ -58,3 +60,35 @@ def below(bits: np.uint64, n: int) -> int:
 def uniform(bits: np.uint64, low: float, high: float) -> float:
     """A real number in [low, high) from 32 random bits."""
     return low + (high - low) * (np.float64(bits) * 2.0**-32)
+
+
+@njit
+def log_gamma_try(
+    shape: float, numbers: tuple[np.uint64, np.uint64, np.uint64, np.uint64]
+) -> tuple[bool, float]:
+    """One try at the logarithm of a draw from Gamma(shape, 1): Marsaglia and Tsang 2000.
+
+    In logarithms, where shapes near 0 do not underflow. More than 95 % of the tries succeed.
+
+    Args:
+        shape: above 0.
+        numbers: four of 32 random bits.
+
+    Returns:
+        Whether the draw is one; if not, it is a value near the mean.
+    """
+    d = (shape + 1.0 if shape < 1.0 else shape) - 1.0 / 3.0
+    r0, r1, r2, r3 = numbers
+    # In (0, 1), so that every logarithm is finite.
+    u0, u1, u2, u3 = (
+        (r0 + 0.5) * 2.0**-32,
+        (r1 + 0.5) * 2.0**-32,
+        (r2 + 0.5) * 2.0**-32,
+        (r3 + 0.5) * 2.0**-32,
+    )
+    log_boost = math.log(u3) / shape if shape < 1.0 else 0.0
+    x = math.sqrt(-2.0 * math.log(u0)) * math.cos(2.0 * math.pi * u1)
+    v = (1.0 + x / math.sqrt(9.0 * d)) ** 3
+    if v > 0.0 and math.log(u2) < 0.5 * x * x + d - d * v + d * math.log(v):
+        return True, math.log(d * v) + log_boost
+    return False, math.log(d) + log_boost

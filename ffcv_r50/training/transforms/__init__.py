@@ -48,6 +48,7 @@ TRANSFORMS: Registry[TransformOptions] = Registry("transform")
 
 from ffcv_r50.training.transforms import (  # noqa: E402, F401  # register themselves
     affine,
+    augmix,
     auto_augment,
     blur,
     coarse_dropout,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffcv_r50.data.compiled import CHECKSUM, njit, njit_cached
-from ffcv_r50.data.philox import below, philox4x32, uniform
+from ffcv_r50.data.philox import below, log_gamma_try, philox4x32, uniform
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.registry import Range
 from ffcv_r50.training.protocols import Batch, Step, Transform
@@ -107,28 +107,13 @@ def _neighbours(tensor: Tensor) -> Tensor:
 def _log_gamma_variate(
     shape: float, seed: np.uint64, step: int, stream: int, pair: int, which: int
 ) -> float:
-    """The logarithm of a draw from Gamma(shape, 1): Marsaglia and Tsang 2000.
-
-    In logarithms, where shapes near 0 do not underflow.
-    """
-    d = (shape + 1.0 if shape < 1.0 else shape) - 1.0 / 3.0
-    log_boost = 0.0
+    """The logarithm of a draw from Gamma(shape, 1)."""
+    value = 0.0
     for i in range(TRIES):
-        r0, r1, r2, r3 = philox4x32(pair, i, step, stream + which, seed)
-        # In (0, 1), so that every logarithm is finite.
-        u0, u1, u2, u3 = (
-            (r0 + 0.5) * 2.0**-32,
-            (r1 + 0.5) * 2.0**-32,
-            (r2 + 0.5) * 2.0**-32,
-            (r3 + 0.5) * 2.0**-32,
-        )
-        if shape < 1.0:
-            log_boost = math.log(u3) / shape
-        x = math.sqrt(-2.0 * math.log(u0)) * math.cos(2.0 * math.pi * u1)
-        v = (1.0 + x / math.sqrt(9.0 * d)) ** 3
-        if v > 0.0 and math.log(u2) < 0.5 * x * x + d - d * v + d * math.log(v):
-            return math.log(d * v) + log_boost
-    return math.log(d) + log_boost
+        drawn, value = log_gamma_try(shape, philox4x32(pair, i, step, stream + which, seed))
+        if drawn:
+            break
+    return value
 
 
 @njit

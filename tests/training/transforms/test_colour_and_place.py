@@ -33,6 +33,12 @@ def uniform(values: npt.NDArray[np.float64], low: float, high: float) -> bool:
     return bool(kstest(values, "uniform", (low, high - low)).pvalue > LIKELY)
 
 
+def independent(*columns: npt.NDArray[np.float64]) -> bool:
+    """No two are correlated, by four and a half standard deviations."""
+    seen = np.corrcoef(columns) - np.eye(len(columns))
+    return bool(np.abs(seen).max() < 4.5 / np.sqrt(len(columns[0])))
+
+
 @pytest.mark.parametrize(
     ("options", "arguments"),
     [
@@ -64,6 +70,9 @@ def test_colour_jitter_draws_factors_and_orders_uniformly() -> None:
     assert uniform(factors[plan.ops == Op.CONTRAST], 0.8, 1.2)
     assert uniform(factors[plan.ops == Op.SATURATION], 0.0, 2.5)
     assert uniform(factors[plan.ops == Op.HUE], -0.1, 0.1)
+    order = np.argsort(plan.ops, axis=1)
+    first = (order[:, 0] == 0).astype(float)
+    assert independent(*np.take_along_axis(factors, order, 1).T, first)
     every = itertools.permutations([Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE])
     seen = [int((plan.ops == order).all(1).sum()) for order in every]
     assert sum(seen) == len(MANY)
@@ -107,6 +116,7 @@ def test_blur_and_affine_draw_uniformly() -> None:
     degrees, scale, right, down = plan.arguments[:, 0, :4].T
     assert uniform(degrees, -20, 20)
     assert uniform(scale, 0.5, 2)
+    assert independent(degrees, scale, right, down, (plan.ops[:, 0] == Op.AFFINE).astype(float))
     for pixels, most in ((right, 9), (down, 6)):
         seen = [int((pixels == move).sum()) for move in range(-most, most + 1)]
         assert sum(seen) == len(MANY)
@@ -122,6 +132,8 @@ def test_boxes_lie_inside_anywhere_alike() -> None:
     assert sum(seen) == len(MANY)
     assert chisquare(seen).pvalue > LIKELY
     top, left, bottom, right = plan.arguments[present][:, :4].T
+    across, down = left / (90 - (right - left)), top / (60 - (bottom - top))
+    assert independent(across, down, right - left, bottom - top)
     for begin, end, side in ((top, bottom, 60), (left, right, 90)):
         extent = end - begin
         sizes = range(round(0.1 * side), round(0.3 * side))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +10,18 @@ import pytest
 
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import Draw, ImageTransform, TrainLoader
-from ffcv_r50.data.philox import transform_stream
+from ffcv_r50.data.philox import philox4x32, transform_stream
 from ffcv_r50.keyframes import Varying
-from ffcv_r50.training.transforms import TRANSFORMS, ImageOptions
+from ffcv_r50.training.transforms import (
+    TRANSFORMS,
+    ImageOptions,
+    augmix,
+    auto_augment,
+    planned,
+    randaugment,
+)
 from ffcv_r50.training.transforms.affine import Affine
+from ffcv_r50.training.transforms.augmix import AugMix
 from ffcv_r50.training.transforms.auto_augment import AutoAugment
 from ffcv_r50.training.transforms.blur import Blur
 from ffcv_r50.training.transforms.coarse_dropout import CoarseDropout
@@ -25,6 +34,7 @@ from tests.data.conftest import encode, make_image, write_beton
 DRAW = Draw(np.uint64(5), 3, transform_stream(0))
 OPTIONS = {
     "affine": Affine(),
+    "augmix": AugMix(),
     "auto_augment": AutoAugment(),
     "blur": Blur(),
     "coarse_dropout": CoarseDropout(holes=(1, 5)),
@@ -96,6 +106,38 @@ def test_repetitions_of_a_sample_differ(transform: ImageTransform) -> None:
     transform(first, np.arange(40), DRAW)
     transform(second, np.arange(40) + (1 << 32), DRAW)
     assert (first != second).any((1, 2, 3)).mean() > 0.1
+
+
+MODULES = (augmix, auto_augment, planned, randaugment)
+"""Those whose compiled functions draw."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_counters_are_of_the_seed_view_epoch_and_row_and_none_is_used_twice(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled function run as Python, where its generator can be watched."""
+    views, draw = [7, 8 + (2 << 32)], DRAW._replace(stream=transform_stream(3))
+    options: Any = OPTIONS[name]
+    expected = options.plan((24, 30), np.array(views), draw)
+    used: list[tuple[int, ...]] = []
+
+    def watched(*counter: Any) -> Any:
+        used.append(tuple(int(word) for word in counter))
+        return philox4x32(*counter)
+
+    for module in MODULES:
+        monkeypatch.setattr(module, "philox4x32", watched)
+        function = "_fill" if module is planned else "_choose"
+        monkeypatch.setattr(module, function, getattr(module, function).py_func)
+    again = options.plan((24, 30), np.array(views), draw)
+    for one, other in zip(again, expected, strict=True):
+        assert np.allclose(one, other, rtol=1e-6)
+    assert len(set(used)) == len(used)
+    assert {counter[:2] for counter in used} == {(7, 0), (8, 2)}
+    for _, _, epoch, stream, seed in used:
+        assert (epoch, seed) == (3, 5)
+        assert transform_stream(3) <= stream < transform_stream(4)
 
 
 @pytest.fixture(scope="module")
