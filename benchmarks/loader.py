@@ -16,6 +16,11 @@ each in its own process, bound to as many cores as it has workers, one at a time
 every round. Memory is what is private to the process and its children: the mapped file is not
 counted. The first batch's time runs from making the loader, imports done, in a second process (the
 first one fills caches).
+
+    python benchmarks/loader.py --images DIR --resolution 160 --workers 2 --augment randaugment
+
+asks instead what an augmentation costs, with its defaults: it is measured in our loader and in
+torchvision's, beside our loader without it. No file is written by stock FFCV then.
 """
 
 import importlib.util
@@ -44,8 +49,17 @@ LOADERS = {
     "ours_tiled_file": "ours, tiled file",
     "torchvision": "torchvision",
     "dali": "DALI",
+    "torchvision_augmented": "torchvision, augmented",
+    "ours_augmented": "ours, augmented",
 }
 """What the chart calls them."""
+AUGMENTATIONS = {
+    "auto_augment": "AutoAugment",
+    "grayscale": "RandomGrayscale",
+    "randaugment": "RandAugment",
+    "trivial_augment": "TrivialAugmentWide",
+}
+"""By our name: torchvision's."""
 LONGEST_SIDE, QUALITY = 500, 90
 
 Epoch = Callable[[int], Iterator[int]]
@@ -74,6 +88,8 @@ class Measured(Options):
     """Write the rows of the table here."""
     chart: str | None = None
     """Draw a bar chart here (needs matplotlib)."""
+    augment: str | None = None
+    """A transform of single images, by the name that recipes have for it."""
     work_folder: str | None = None
     """Where the files are written, and removed afterwards; null stands for the system's."""
 
@@ -85,6 +101,8 @@ class Task(NamedTuple):
     """Holds the tree ``images`` and the files ``stock.beton`` and ``tiled.beton``."""
     batch_size: int
     workers: int
+    augment: str = ""
+    """By our name, for those that augment."""
 
 
 def main() -> None:
@@ -96,9 +114,16 @@ def main() -> None:
         raise UserError(
             f"--resolution={options.resolution}: write sides in pixels, as 128,224"
         ) from None
-    names = [name for name in LOADERS if name != "dali" or _has_dali()]
+    if options.augment is None:
+        names = [name for name in LOADERS if "augmented" not in name]
+        names = [name for name in names if name != "dali" or _has_dali()]
+    elif options.augment in AUGMENTATIONS:
+        names = ["torchvision_augmented", "ours_tiled_file", "ours_augmented"]
+    else:
+        choices = " or ".join(AUGMENTATIONS)
+        raise UserError(f"--augment={options.augment}: choose {choices}")
     with tempfile.TemporaryDirectory(dir=options.work_folder) as folder:
-        task = Task(Path(folder), options.batch_size, options.workers)
+        task = Task(Path(folder), options.batch_size, options.workers, options.augment or "")
         count = _write(Path(options.images), task, options.images_per_round)
         print(f"{count} images a round, {options.rounds} rounds, {options.workers} workers")
         rows = _measure(names, task, resolutions, options.rounds)
@@ -120,7 +145,7 @@ def _has_dali() -> bool:
 
 
 def _write(images: Path, task: Task, at_least: int) -> int:
-    """Write both files, and a tree of links that repeats the images; return how many there are."""
+    """Write the files, and a tree of links that repeats the images; return how many there are."""
     sources = sorted(path for path in images.glob("*/*") if path.is_file())
     if not sources:
         raise UserError(f"{images}: no images found as <class>/<image>; check --images")
@@ -138,7 +163,7 @@ def _write(images: Path, task: Task, at_least: int) -> int:
          f"--cfg.max_resolution={LONGEST_SIDE}", f"--cfg.jpeg_quality={QUALITY}"],
         [sys.executable, __file__, "--write-stock", task.folder],
     ]  # fmt: skip
-    for command in commands:
+    for command in commands[:1] if task.augment else commands:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise UserError(f"writing failed: {done.stdout.strip()}")
@@ -190,16 +215,23 @@ def _stock_ffcv(task: Task) -> Epoch:
     return epoch
 
 
-def _ours(task: Task, name: str) -> Epoch:
+def _ours(task: Task, name: str, augment: str = "") -> Epoch:
     from ffcv_r50.data.beton import Beton
     from ffcv_r50.data.loader import TrainLoader
+    from ffcv_r50.training.transforms import TRANSFORMS, ImageOptions
 
+    transforms = []
+    if augment:
+        options = TRANSFORMS[augment]()
+        assert isinstance(options, ImageOptions)
+        transforms.append(options.build())
     loader = TrainLoader(
         Beton(task.folder / name),
         seed=0,
         batch_size=task.batch_size,
         micro_batch_size=task.batch_size,
         num_workers=task.workers,
+        transforms=transforms,
     )
 
     def epoch(resolution: int) -> Iterator[int]:
@@ -210,15 +242,18 @@ def _ours(task: Task, name: str) -> Epoch:
     return epoch
 
 
-def _torchvision(task: Task) -> Epoch:
+def _torchvision(task: Task, augment: str = "") -> Epoch:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
+
+    augmentations = [getattr(transforms, AUGMENTATIONS[augment])()] if augment else []
 
     def epoch(resolution: int) -> Iterator[int]:
         transform = transforms.Compose(
             [
                 transforms.RandomResizedCrop(resolution),
                 transforms.RandomHorizontalFlip(),
+                *augmentations,
                 transforms.PILToTensor(),
             ]
         )
@@ -268,6 +303,8 @@ MAKE: dict[str, Callable[[Task], Epoch]] = {
     "ours_tiled_file": lambda task: _ours(task, "tiled.beton"),
     "torchvision": _torchvision,
     "dali": _dali,
+    "torchvision_augmented": lambda task: _torchvision(task, task.augment),
+    "ours_augmented": lambda task: _ours(task, "tiled.beton", task.augment),
 }
 
 
@@ -301,8 +338,9 @@ def _import(name: str) -> None:
     if name == "stock_ffcv":
         import ffcv.loader  # noqa: F401
     elif name.startswith("ours"):
-        import ffcv_r50.data.loader  # noqa: F401
-    elif name == "torchvision":
+        import ffcv_r50.data.loader
+        import ffcv_r50.training.transforms  # noqa: F401
+    elif name.startswith("torchvision"):
         import torchvision.datasets  # noqa: F401
     else:
         import nvidia.dali  # noqa: F401
@@ -398,18 +436,20 @@ def _measure(
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table."""
+    base = "stock_ffcv" if any(r["loader"] == "stock_ffcv" for r in rows) else rows[0]["loader"]
+    shown = "stock" if base == "stock_ffcv" else LOADERS[base]
     lines = [
-        "| px | loader | images/s (median) | min - max | per core | x stock | memory, MB "
+        f"| px | loader | images/s (median) | min - max | per core | x {shown} | memory, MB "
         "| first batch, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    stock = {r["resolution"]: r["images_per_second"] for r in rows if r["loader"] == "stock_ffcv"}
+    speeds = {r["resolution"]: r["images_per_second"] for r in rows if r["loader"] == base}
     for r in rows:
         speed = r["images_per_second"]
         lines.append(
             f"| {r['resolution']} | {r['loader']} | {speed:,.0f} "
             f"| {r['images_per_second_min']:,.0f} - {r['images_per_second_max']:,.0f} "
-            f"| {speed / r['workers']:,.0f} | {speed / stock[r['resolution']]:.2f} "
+            f"| {speed / r['workers']:,.0f} | {speed / speeds[r['resolution']]:.2f} "
             f"| {r['rss_mb']:,} | {r['first_batch_seconds']:.2f} |"
         )
     return "\n".join(lines)

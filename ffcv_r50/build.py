@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,15 +18,15 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.logs.console import Console, EpochLines
 from ffcv_r50.logs.jsonl import JsonLines
 from ffcv_r50.logs.sinks import Sinks
-from ffcv_r50.models import sizes
+from ffcv_r50.models import pretrained, sizes
 from ffcv_r50.models.batchnorm import share_statistics
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.recipe import Plan
-from ffcv_r50.run import staging
+from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.precision import Precision
-from ffcv_r50.training.protocols import Batch
+from ffcv_r50.training.protocols import Batch, Transform
 from ffcv_r50.training.step import TrainStep
 from ffcv_r50.training.transforms import BatchOptions, ImageOptions
 from ffcv_r50.training.transforms.normalize import Normalize
@@ -143,7 +144,7 @@ def check_sizes(config: Config, num_classes: int) -> None:
     Raises:
         UserError: it does not, or there is no such network.
     """
-    asked = {"num_classes": num_classes, **dict(config.model)}
+    asked = {"num_classes": num_classes, **config.model.network}
     for side in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
         sizes.check(**asked, batch_size=config.norm_batch_size, resolution=side, training=True)
     sizes.check(**asked, batch_size=1, resolution=config.validation.resolution, training=False)
@@ -169,10 +170,34 @@ def network(config: Config, num_classes: int, device: torch.device) -> nn.Module
         UserError: the architecture is not available.
     """
     torch.manual_seed(config.training.seed)
-    built = models.build(num_classes=num_classes, **dict(config.model)).to(device)
+    built = models.build(num_classes=num_classes, **config.model.network).to(device)
     if config.training.channels_last:
         built.to(memory_format=torch.channels_last)
     return built
+
+
+def start_from_weights(config: Config, network: nn.Module, console: Console) -> None:
+    """Give a network that is not trained yet the weights that ``model.weights`` names; all ranks.
+
+    Raises:
+        UserError: they cannot be read, or are those of another network.
+    """
+    if config.model.weights:
+        with distributed.errors_on_all_ranks():
+            where = f"model.weights={config.model.weights}"
+            weights = checkpoint.load_weights(Path(config.model.weights), where)
+            taken = pretrained.start_from(network, weights, where)
+            console.say(f"starts from {config.model.weights}: {taken}")
+
+
+def batch_transforms(config: Config, num_classes: int, device: torch.device) -> list[Transform]:
+    """What happens to a batch on the device before the network sees it."""
+    chosen = [
+        options.build(num_classes, transform_stream(row))
+        for row, options in enumerate(config.augment)
+        if isinstance(options, BatchOptions)
+    ]
+    return [Normalize(device), *chosen]
 
 
 def train_step(
@@ -204,14 +229,7 @@ def train_step(
     return TrainStep(
         network,
         config.optimizer.build(groups, momentum=recipe.values(config, 0.0)["momentum"]),
-        transforms=[
-            Normalize(world.device),
-            *(
-                options.build(num_classes, transform_stream(row))
-                for row, options in enumerate(config.augment)
-                if isinstance(options, BatchOptions)
-            ),
-        ],
+        transforms=batch_transforms(config, num_classes, world.device),
         loss=config.loss.build(num_classes),
         averages=averages,
         precision=precision,

@@ -65,7 +65,7 @@ def step(config: Config, epoch: int, number: int, steps_per_epoch: int) -> Step:
 
 
 def resolution(config: Config, epoch: int) -> int:
-    """The side in pixels of the training images in an epoch: a multiple of 32."""
+    """The side in pixels of the training images in an epoch."""
     return settings.resolution_at(config.schedule.resolution, epoch)
 
 
@@ -99,9 +99,10 @@ def plan(config: Config, world_size: int) -> Plan:
         together = options.together if isinstance(options, BatchOptions) else 1
         if found.micro_batch_size % together:
             raise UserError(
-                f"augment: {TRANSFORMS.name_of(options)} mixes groups of {together} images, and "
-                f"{world_size} processes have micro-batches of {found.micro_batch_size}; choose "
-                f"another number of processes or --training.norm_batch_size"
+                f"augment: {TRANSFORMS.name_of(options)} needs micro-batches of a multiple of "
+                f"{together} images, on {world_size} process{'es' * (world_size > 1)} they have "
+                f"{found.micro_batch_size}; choose another number of processes or "
+                "--training.norm_batch_size"
             )
     return found
 

@@ -328,12 +328,12 @@ class Run:
 
     def _continue(self) -> None:
         """Take over the state that the folder, or ``resume.source``, holds; then write to it."""
-        state: dict[str, Any] = {}
         with distributed.errors_on_all_ranks():
             state = self.storage.find(restarted=self.world.restarted)
-        state = distributed.broadcast_object(state)
-        if state:
+        if state := distributed.broadcast_object(state):
             self._load(state)
+        else:
+            build.start_from_weights(self.config, self.train_step.network, self.console)
         with distributed.errors_on_all_ranks():
             self.storage.begin(self.config, self.world.size)
         self._rewind_sinks()

@@ -65,8 +65,18 @@ def test_resolutions_round_to_the_nearest_multiple_and_halves_as_published() -> 
     expected = [int(np.round(side / 32)) * 32 for side in raw]
     assert [recipe.resolution(loaded, epoch) for epoch in range(16)] == expected
     # 144 lies halfway between 128 and 160, 176 between 160 and 192: both go to an even multiple.
-    halves = Keyframes({0: 144, 1: 176}, "step")
-    assert [settings.resolution_at(halves, epoch) for epoch in (0, 1)] == [128, 192]
+    for ends, half in (((128, 160), 128), ((160, 192), 192)):
+        assert settings.resolution_at(Keyframes({0: ends[0], 2: ends[1]}), 1) == half
+    # What a keyframe says is meant: torchvision trains at 176.
+    flat = Keyframes({0: 88, 2: 88, 4: 176})
+    assert [settings.resolution_at(flat, epoch) for epoch in range(6)] == [
+        88,
+        88,
+        88,
+        128,
+        176,
+        176,
+    ]
 
 
 def lr_by_torch(schedule: type, steps: int, **options: object) -> list[float]:

@@ -41,12 +41,14 @@ def _shown(default: Any) -> str:
     """A default, as the table and the help show it."""
     if default is PydanticUndefined:
         return "required"
+    if isinstance(default, Keyframes):
+        default = default.to_yaml()
+    if isinstance(default, dict):
+        return "{" + ", ".join(f"{key}: {_shown(value)}" for key, value in default.items()) + "}"
     if isinstance(default, tuple):
         return "[" + ", ".join(map(_shown, default)) + "]"
     if isinstance(default, (int, float)) and not isinstance(default, bool):
         return f"{default:.6g}"
-    if isinstance(default, Keyframes):
-        return _shown(default.to_yaml())
     names = {None: "null", True: "true", False: "false", "": "none given"}
     return names[default] if default in names else str(default)
 

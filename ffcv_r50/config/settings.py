@@ -48,6 +48,14 @@ class Model(Options):
     ffcv-imagenet)."""
     zero_init_residual: bool = False
     """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
+    weights: str = ""
+    """A file of weights to start from: of this toolkit, torchvision or timm. The last layer is new
+    where the classes are others."""
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What says which network it is, for :func:`ffcv_r50.models.build`."""
+        return {name: value for name, value in self if name != "weights"}
 
 
 class Data(Options):
@@ -137,8 +145,9 @@ class Schedule(Options):
     `linear`, `cosine`, `step` (stays until this keyframe), `exponential` or `power N` (polynomial
     decay); `interpolation: cosine` in the row does so for all that say nothing."""
     resolution: Keyframes
-    """Side of the training images in pixels, evaluated at the start of each epoch and rounded to
-    the nearest multiple of 32. Interpolated as `schedule.lr` is."""
+    """Side of the training images in pixels, evaluated at the start of each epoch: a keyframe's own,
+    a multiple of 8, and between keyframes the nearest multiple of 32. Interpolated as `schedule.lr`
+    is."""
     momentum: Keyframes | None = None
     """Takes the place of `training.momentum`, for each optimizer step; interpolated as
     `schedule.lr`."""
@@ -316,9 +325,9 @@ class Config(Options):
 
     @property
     def varying(self) -> dict[str, Varying]:
-        """The options of augmentations that change during training: ``augment.mix.cutmix``, ..."""
+        """The options of augmentations that change during training: ``mix.cutmix``, ..."""
         return {
-            f"augment.{TRANSFORMS.name_of(options)}.{name}": value
+            f"{TRANSFORMS.name_of(options)}.{name}": value
             for options in self.augment
             for name, value in options
             if isinstance(value, Varying) and not value.constant
@@ -435,6 +444,12 @@ def _check_batches(config: Config) -> None:
         if not (min(row.values) if row else training.momentum):
             where = "schedule" if row else "training"
             raise InvalidSetting("optimizer.nesterov", f"needs {where}.momentum above 0")
+    if config.data.repeats > training.batch_size:
+        raise InvalidSetting(
+            "data.repeats",
+            f"{config.data.repeats} views of an image are more than the batch "
+            f"(training.batch_size is {training.batch_size})",
+        )
     if training.batch_size % config.norm_batch_size:
         batch, norm = training.batch_size, config.norm_batch_size
         fitting = max(n for n in range(1, min(norm, batch) + 1) if batch % n == 0)
@@ -481,13 +496,14 @@ def _check_augment(config: Config) -> None:
 def _check_rows(config: Config) -> None:
     training, schedule = config.training, config.schedule
     constants = declaration.declared(type(training))
-    varying = {f"schedule.{name}": row for name, row in schedule.rows.items()}
-    for key, row in {**varying, **config.varying}.items():
+    places = [(f"schedule.{name}", "", row) for name, row in schedule.rows.items()]
+    places += [("augment", f"{name} ", row) for name, row in config.varying.items()]
+    for key, name, row in places:
         last = row.points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
                 key,
-                f"has a keyframe at epoch {last:g}, after the end of the run "
+                f"{name}has a keyframe at epoch {last:g}, after the end of the run "
                 f"(training.epochs is {training.epochs})",
             )
     for name, row in schedule.rows.items():
@@ -515,10 +531,10 @@ def _check_lr(config: Config) -> None:
 def _check_resolution(config: Config) -> None:
     resolution = config.schedule.resolution
     for side in resolution.values:
-        if not 32 <= side <= LARGEST_SIDE or side % 32:
+        if not 32 <= side <= LARGEST_SIDE or side % 8:
             raise InvalidSetting(
                 "schedule.resolution",
-                f"expected multiples of 32 up to {LARGEST_SIDE}, got {side:.15g}",
+                f"expected multiples of 8 from 32 to {LARGEST_SIDE}, got {side:.15g}",
             )
     trained = dict.fromkeys(
         resolution_at(resolution, epoch) for epoch in range(config.training.epochs)
@@ -557,9 +573,13 @@ def _check_saving(config: Config) -> None:
 
 
 def resolution_at(keyframes: Keyframes, epoch: int) -> int:
-    """The side in pixels of an epoch: the nearest multiple of 32, of two as near the one that is an
-    even multiple, as ffcv-imagenet's ``np.round`` decides."""
-    return round(keyframes.at(epoch) / 32) * 32
+    """The side in pixels of an epoch.
+
+    Between keyframes it is the nearest multiple of 32, of two as near the one that is an even
+    multiple, as ffcv-imagenet's ``np.round`` decides.
+    """
+    side = keyframes.at(epoch)
+    return int(side) if side in keyframes.values else round(side / 32) * 32
 
 
 def _check_data(config: Config) -> None:

@@ -20,7 +20,7 @@ from numba.core.caching import FunctionCache
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 CHECKSUM = zlib.crc32(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
 )
 """Checksum of the source of this package: what compiled code is valid for."""
 

@@ -65,8 +65,8 @@ def repeated(samples: Indices, repeats: int, batch_size: int, steps: int) -> Ind
 
     Args:
         samples: [n] sample indices in the order of an epoch, at least ``steps * batch_size``.
-        repeats: views of each sample. Where it does not divide the batch, the last samples of a
-            batch have one less.
+        repeats: views of each sample. Where it does not divide the batch, a step has as many
+            samples as if it did, with a view less of some.
         batch_size: views of a step.
         steps: in the epoch.
 

@@ -289,14 +289,22 @@ def _load_named(path: Path, setting: str) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The network's weights from a checkpoint of ours or from a plain state dict.
+def load_weights(path: Path, setting: str = "") -> dict[str, torch.Tensor]:
+    """The network's weights from a checkpoint of ours, a plain state dict, or one in a checkpoint.
+
+    Args:
+        path: the file.
+        setting: what an error begins with; else ``--checkpoint=PATH``.
 
     Raises:
-        UserError: there is no such file, or it is neither.
+        UserError: there is no such file, or it is none of them.
     """
-    state = _load_named(path, f"--checkpoint={path}")
+    setting = setting or f"--checkpoint={path}"
+    state = _load_named(path, setting)
     weights: dict[str, torch.Tensor] = state["learner"]["model"] if "learner" in state else state
+    for key in ("state_dict", "model"):  # as timm's and torchvision's scripts save them
+        if isinstance(weights.get(key), dict):
+            weights = weights[key]  # type: ignore[assignment]
     if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
-        raise UserError(f"--checkpoint={path}: holds no state dict of a network")
+        raise UserError(f"{setting}: holds no state dict of a network")
     return weights

@@ -39,7 +39,7 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
     Raises:
         UserError: there is no such network, or it does not take images of this size.
     """
-    network = sizes.on_meta(num_classes=num_classes, **dict(model))
+    network = sizes.on_meta(num_classes=num_classes, **model.network)
     for module in network.modules():
         if hasattr(module, "inplace"):
             # The counter loses track of a part whose input is overwritten.

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ffcv_r50 import recipe
-from ffcv_r50.config import command_line, reference, settings
+from ffcv_r50.config import reference
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
@@ -20,7 +20,7 @@ from ffcv_r50.optim import OPTIMIZERS
 from ffcv_r50.optim.clipping import CLIPPINGS
 from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.tools import flops
+from ffcv_r50.tools import flops, recipe_words
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.losses import LOSSES
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
@@ -75,24 +75,12 @@ def show(argv: Sequence[str]) -> None:
     Raises:
         UserError: a fault in the recipe, or processes that cannot share its steps.
     """
-    named = bool(argv) and not argv[0].startswith("-")
-    words = command_line.split(argv[1:] if named else argv)
-    if "help" in words:
-        own = reference.help_text(Page, USAGE)
-        reference.print_page(reference.help_text(Config, f"{own}\n\nSettings of the recipe:"))
-        return
-    paths = [*argv[:named], *words.get("config", [])]
-    if not paths:
-        raise UserError("command line: no recipe; pass one, such as rcp/rn50_16ep.yaml")
-    if len(paths) > 1:
-        raise UserError(f"command line: two recipes, {paths[0]} and {paths[1]}; pass one")
-    options = command_line.take(Page, words)
-    config = settings.resolve({**words, "config": paths}, needs_data=False)
+    path, options, config = recipe_words.read(argv, Page, USAGE)
     dataset = _dataset(config, options.samples)
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = 10_000  # tables as wide as they are: rich cuts digits off to fit a terminal
     with console.capture() as page:  # nothing is printed of a recipe that has a fault
-        console.print(*_header(Path(paths[0])), "", soft_wrap=True, sep="\n")
+        console.print(*_header(path), "", soft_wrap=True, sep="\n")
         console.print(_facts(config, dataset, options.world_size))
         console.print()
         console.print(_epochs(config, dataset))
@@ -151,7 +139,6 @@ def _steps(config: Config, dataset: Dataset) -> int:
 def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     training, validation, steps = config.training, config.validation, _steps(config, dataset)
     share = recipe.plan(config, world_size)
-    left_out = dataset.samples - steps * training.batch_size
     rows = {name: _row(frames) for name, frames in config.schedule.rows.items()}
     constants = {name: f" {getattr(training, name):g}" for name in ("momentum", "weight_decay")}
     constants |= {name: " as scheduled" for name in rows if name in constants}
@@ -172,8 +159,7 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
         "step": f"{training.batch_size:,} images = {_count(world_size, 'process', 'es')} x "
         f"{_count(share.micro_batches, 'micro-batch', 'es')} x {share.micro_batch_size:,} images; "
         f"batch-norm over {config.norm_batch_size:,}{groups}",
-        "epoch": f"{_count(steps, 'step')}, {steps * training.batch_size:,} images; "
-        f"{left_out:,} images are left out, other ones each epoch",
+        "epoch": f"{_count(steps, 'step')}, {_shown(config, dataset, steps)}",
         **rows,
         **_chosen(config),
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
@@ -189,6 +175,18 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
     for notice in config.notices:
         table.add_row("notice", notice)
     return table
+
+
+def _shown(config: Config, dataset: Dataset, steps: int) -> str:
+    """Which images an epoch shows."""
+    size, repeats = config.training.batch_size, config.data.repeats
+    if repeats > 1:
+        return (
+            f"{steps * size:,} views of {steps * -(-size // repeats):,} images, {repeats} of each; "
+            "other images each epoch"
+        )
+    left_out = dataset.samples - steps * size
+    return f"{steps * size:,} images; {left_out:,} images are left out, other ones each epoch"
 
 
 def _short(name: str, value: float) -> str:
@@ -218,10 +216,17 @@ def _chosen(config: Config) -> dict[str, str]:
 
 def _options(thing: Options) -> str:
     return "".join(
-        f", {name.replace('_', ' ')}" + ("" if value is True else f" {value}")
+        f", {name.replace('_', ' ')}" + ("" if value is True else f" {_value(value)}")
         for name, value in thing
         if value is not False and value is not None
     )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Keyframes):
+        plain = value.to_yaml()
+        return _row(value) if isinstance(plain, dict) else f"{plain}"
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else f"{value}"
 
 
 def _epochs(config: Config, dataset: Dataset) -> Table:
@@ -232,17 +237,18 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     unit, name = _unit(images * max(costs.values()))
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
-    changing = [name for name in config.schedule.rows if name != "resolution"]
-    words = [name.replace("_", "\n") for name in changing]
+    rows = config.schedule.rows.items()
+    changing = {name: row for name, row in rows if name != "resolution"} | config.varying
+    words = [name.replace("_", "\n").replace(".", "\n") for name in changing]
     ends = [f"{name}\n{end}" for name in words for end in ("start", "end")]
     for column in ("epoch", "px", *ends, "steps", "images", per_image, per_epoch):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     for epoch, size in enumerate(sizes):
-        first, last = (recipe.values(config, epoch + step / steps) for step in (0, steps - 1))
+        ends_at = (epoch, epoch + (steps - 1) / steps)
         table.add_row(
             str(epoch),
             str(size),
-            *[_short(name, values[name]) for name in changing for values in (first, last)],
+            *[_short(name, row.at(at)) for name, row in changing.items() for at in ends_at],
             f"{steps:,}",
             f"{images:,}",
             f"{costs[size] / 1e9:,.3f}",

@@ -23,7 +23,7 @@ from PIL import Image
 from ffcv_r50.data import beton, compiled, decode, jpeg, loader
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.crops import center_crop, random_crop, random_flip
-from ffcv_r50.data.loader import Batch, Epoch, EvalLoader, TrainLoader
+from ffcv_r50.data.loader import Batch, Draw, Epoch, EvalLoader, TrainLoader
 from ffcv_r50.data.order import random_order
 from ffcv_r50.errors import UserError
 
@@ -146,6 +146,43 @@ def test_worker_count_batch_cut_and_world_size_change_nothing(small_dataset: Bet
             for sample in rank[step * share : (step + 1) * share]
         ]
         assert together == expected
+
+
+def test_repetitions_are_other_crops_of_the_same_image(small_dataset: Beton) -> None:
+    whole = copies(train(small_dataset, repeats=4).epoch(1, 32))
+    assert [index for index, _, _ in whole] == [
+        sample for step in random_order(50, 3, 1)[:12].reshape(3, 4).tolist() for sample in step * 4
+    ]
+    assert len({image for _, _, image in whole}) == 48
+    assert all(label == index % 3 for index, label, _ in whole)
+    # The first view of each is the one that an epoch without repetitions shows.
+    alone = {index: image for index, _, image in copies(train(small_dataset).epoch(1, 32))}
+    for at in range(0, 48, 16):
+        assert all(alone[index] == image for index, _, image in whole[at : at + 4])
+    assert copies(train(small_dataset, repeats=4).epoch(1, 32, first_step=2)) == whole[32:]
+
+
+def test_transforms_know_the_views_and_nothing_of_threads(small_dataset: Beton) -> None:
+    """A transform that paints an image by its view, the epoch and its row in the list."""
+
+    def paint(images: npt.NDArray[np.uint8], views: npt.NDArray[np.int64], draw: Draw) -> None:
+        number = (views & 0xFF) + 60 * (views >> 32) + draw.epoch + (draw.stream >> 16) * 7
+        images[:, 0, 0, 0] = (number + draw.seed.item()) & 0xFF
+        images[:, 1] += images[:, 0]
+
+    options = {"transforms": [paint, paint], "repeats": 2}
+    whole = copies(train(small_dataset, **options).epoch(5, 32))
+    plain = copies(train(small_dataset, repeats=2).epoch(5, 32))
+    assert copies(train(small_dataset, num_workers=3, **options).epoch(5, 32)) == whole
+    assert copies(train(small_dataset, micro_batch_size=16, **options).epoch(5, 32)) == whole
+    for i, ((index, _, painted), (_, _, before)) in enumerate(zip(whole, plain, strict=True)):
+        ours, image = (
+            np.frombuffer(data, np.uint8).reshape(32, 32, 3).copy() for data in (painted, before)
+        )
+        for row in (0x5000, 0x5001):
+            image[0, 0, 0] = (index + 60 * (i % 16 >= 8) + 5 + row * 7 + 3) & 0xFF
+            image[1] += image[0]
+        assert np.array_equal(ours, image)
 
 
 @pytest.mark.parametrize("order", ["random", "quasi_random"])

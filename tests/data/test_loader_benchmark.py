@@ -58,6 +58,38 @@ def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) ->
     assert "| 32 | ours_tiled_file |" in done.stdout
 
 
+@pytest.mark.slow
+def test_what_an_augmentation_costs(tmp_path: Path, make_image: Callable[..., Any]) -> None:
+    for i in range(4):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_image(60, 80, i)).save(path)
+    command: list[str | Path] = [
+        *(sys.executable, REPOSITORY / "benchmarks" / "loader.py"),
+        *("--images", tmp_path / "images", "--resolution", "32", "--workers", "1"),
+        *("--rounds", "1", "--images-per-round", "32", "--batch-size", "16"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for name, code in (("randaugment", 0), ("erasing", 2)):
+        done = subprocess.run(
+            [*command, "--augment", name, "--json", tmp_path / f"{name}.json"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == code, done.stdout
+    assert "--augment=erasing: choose auto_augment or" in done.stdout
+    rows = json.loads((tmp_path / "randaugment.json").read_text())
+    assert [row["loader"] for row in rows] == [
+        "torchvision_augmented",
+        "ours_tiled_file",
+        "ours_augmented",
+    ]
+    assert all(row["images_per_second"] > 0 for row in rows)
+
+
 def test_a_folder_without_images_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, REPOSITORY / "benchmarks" / "loader.py", "--images", tmp_path],

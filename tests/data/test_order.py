@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ffcv_r50.data import order
-from ffcv_r50.data.order import PageOrder, random_order
+from ffcv_r50.data.order import PageOrder, random_order, repeated
 from ffcv_r50.data.philox import below, philox4x32, uniform
 
 IMAGENET = 1_281_167
@@ -156,3 +156,27 @@ def test_how_far_page_order_is_from_uniform_mixing() -> None:
     assert distance(pages, shuffled) == pytest.approx(uniform, abs=0.01)
     assert uniform == pytest.approx(0.367, abs=0.01)
     assert distance(pages, by_class) == pytest.approx(0.632, abs=0.03)
+
+
+# --- repeated augmentation
+
+
+@pytest.mark.parametrize(("repeats", "batch"), [(1, 32), (4, 32), (3, 32), (32, 32), (5, 12)])
+def test_each_sample_of_a_step_is_there_so_many_times(repeats: int, batch: int) -> None:
+    steps = 1000 // batch
+    views = repeated(random_order(1000, 3, 0), repeats, batch, steps).reshape(steps, batch)
+    shown: set[int] = set()
+    for step in views:
+        samples, repetitions = step & 0xFFFFFFFF, step >> 32
+        assert len(set(step.tolist())) == batch  # no view twice
+        values, counts = np.unique(samples, return_counts=True)
+        assert counts.max() - counts.min() <= (batch % repeats > 0)
+        assert len(values) == -(-batch // repeats)
+        for value in values:
+            # Numbered from 0, and as far apart as the batch allows.
+            assert sorted(repetitions[samples == value]) == list(range((samples == value).sum()))
+            places = np.flatnonzero(samples == value)
+            assert (np.diff(places) == -(-batch // repeats)).all()
+        assert not shown & set(values.tolist())
+        shown |= set(values.tolist())
+    assert len(shown) == steps * -(-batch // repeats)

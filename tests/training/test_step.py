@@ -1,5 +1,6 @@
 """One step: what it is made of, in which order, and what it leaves in the state."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import timm.utils.agc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from ffcv_r50 import models, optim
 from ffcv_r50.models.dropout import draw_by_position
@@ -241,3 +243,26 @@ def test_a_loaded_state_goes_on_with_the_same_bits(number: int) -> None:
         assert torch.equal(straight(batches(n), at(n)), again(batches(n), at(n)))
     for name, tensor in straight.network.state_dict().items():
         assert torch.equal(tensor, again.network.state_dict()[name]), name
+
+
+def test_recomputed_statistics_are_torchs_of_the_same_batches() -> None:
+    """``update_bn`` of torch.optim.swa_utils; what is trained keeps its own."""
+    trained = network()
+    step = train_step(trained)
+    step(batches(7), at(0))
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    ours, theirs = network(), network()
+    for parameter in [*ours.parameters(), *theirs.parameters()]:
+        parameter.data.add_(0.01)
+    steps = [at(0), at(1)]
+    step.recompute_statistics(ours, itertools.chain(batches(0), batches(1)), steps)
+    normalize = Normalize(CPU)
+    loader = [normalize.images(b.images) for number in (0, 1) for b in batches(number)]
+    update_bn(loader, theirs)
+    for name in ("1.running_mean", "1.running_var"):
+        torch.testing.assert_close(ours.get_buffer(name), theirs.get_buffer(name))
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    step(batches(8), at(1))  # which the statistics that were kept advance from
+    assert torch.isfinite(trained.get_buffer("1.running_mean")).all()

@@ -46,4 +46,15 @@ class BatchOptions(TransformOptions):
 
 TRANSFORMS: Registry[TransformOptions] = Registry("transform")
 
-from ffcv_r50.training.transforms import erasing, mix  # noqa: E402, F401  # register themselves
+from ffcv_r50.training.transforms import (  # noqa: E402, F401  # register themselves
+    affine,
+    auto_augment,
+    blur,
+    coarse_dropout,
+    color_jitter,
+    erasing,
+    grayscale,
+    mix,
+    randaugment,
+    trivial_augment,
+)

@@ -1,0 +1,78 @@
+"""Weights that a network starts from."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ffcv_r50.errors import UserError
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before the names of a network they wrap."""
+
+
+def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
+    """Copy weights into a network; its last layer stays new where the classes differ.
+
+    Args:
+        network: whose names are torchvision's.
+        weights: of the same architecture, by torchvision's or timm's names (which are the same for
+            ResNets).
+        where: what an error begins with.
+
+    Returns:
+        What was taken, for a person to read.
+
+    Raises:
+        UserError: other layers than the last one do not fit; names some.
+    """
+    given = {_unwrapped(name): tensor for name, tensor in weights.items()}
+    ours = network.state_dict()
+    head = _head(network)
+    shapes = [
+        (tensors[name].shape if name in tensors else None)
+        for tensors in (given, ours)
+        for name in head
+    ]
+    replaced = shapes[: len(head)] != shapes[len(head) :]
+    if replaced:
+        given = {name: tensor for name, tensor in given.items() if name not in head}
+        given |= {name: ours[name] for name in head}
+    # Counts of batches have no part in what a network computes, and older files lack them.
+    wanted = [name for name in ours if not name.endswith("num_batches_tracked") or name in given]
+    faults = [f"{name} is missing" for name in wanted if name not in given]
+    faults += [f"{name} is no layer of it" for name in given if name not in ours]
+    faults += [
+        f"{name} is {_size(given[name])}, not {_size(ours[name])}"
+        for name in wanted
+        if name in given and given[name].shape != ours[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(f"{where}: weights of another network: {', '.join(faults[:3])}{more}")
+    with torch.no_grad():
+        for name in wanted:
+            ours[name].copy_(given[name])
+    if not replaced:
+        return "all layers"
+    return f"all layers but the last ({', '.join(head)}), which is new: its classes are others"
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _head(network: nn.Module) -> list[str]:
+    """The parameters of the classifier, which comes last in every torchvision network."""
+    last = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ][-1]
+    return [f"{last}.{name}" for name, _ in network.get_submodule(last).named_parameters()]
+
+
+def _size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"

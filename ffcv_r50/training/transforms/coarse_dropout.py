@@ -1,0 +1,57 @@
+"""Coarse dropout: boxes without content (DeVries and Taylor 2017, arXiv:1708.04552, has one)."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ffcv_r50.data.loader import Draw
+from ffcv_r50.data.pixels import Op
+from ffcv_r50.errors import InvalidSetting
+from ffcv_r50.keyframes import Varying
+from ffcv_r50.registry import Range
+from ffcv_r50.training.transforms import TRANSFORMS
+from ffcv_r50.training.transforms.planned import Plan, PlannedOptions, uniforms
+
+Holes = Annotated[int, Range(at_least=1, at_most=1000)]
+Size = Annotated[float, Range(above=0, at_most=1)]
+
+
+@TRANSFORMS.register("coarse_dropout")
+class CoarseDropout(PlannedOptions):
+    """Boxes of some images are filled: Albumentations' ``CoarseDropout`` with its strengths.
+
+    Each box lies inside of the image, anywhere in it alike; boxes may overlap.
+    """
+
+    holes: tuple[Holes, Holes] = (1, 2)
+    """Boxes of an image, least and most."""
+    size: tuple[Size, Size] = (0.1, 0.2)
+    """Their height as a share of the image's, lowest and highest; their width likewise."""
+    probability: Annotated[Varying, Range(at_least=0, at_most=1)] = Varying(0.5)
+    """That an image has boxes."""
+    fill: Literal["black", "mean"] = "black"
+    """Their colour; `mean` is ImageNet's."""
+
+    def model_post_init(self, _context: object) -> None:
+        """Refuse what is no range."""
+        for name in ("holes", "size"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InvalidSetting(name, f"[{low:g}, {high:g}] is not [lowest, highest]")
+
+    def plan(self, size: tuple[int, int], views: npt.NDArray[np.int64], draw: Draw) -> Plan:
+        """An operation for each box."""
+        fewest, most = self.holes
+        low, high = self.size
+        numbers = uniforms(views, draw, 2 + 4 * most)
+        filled = numbers[:, 0] < self.probability.at(draw.epoch)
+        holes = np.where(filled, fewest + (most - fewest + 1) * numbers[:, 1], 0).astype(int)
+        plan = Plan.empty(len(views), most)
+        present = np.arange(most) < holes[:, None]
+        plan.ops[present] = Op.BLACK if self.fill == "black" else Op.MEAN
+        numbers = numbers[:, 2:].reshape(len(views), most, 4)
+        extents = np.maximum(1, np.floor((low + (high - low) * numbers[..., :2]) * size))
+        corners = np.floor((np.array(size) - extents + 1) * numbers[..., 2:])
+        plan.arguments[..., :4] = np.concatenate([corners, corners + extents], -1)
+        return plan
