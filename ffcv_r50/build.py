@@ -236,6 +236,7 @@ def train_step(
         draws=draw_by_position(network, training.seed, world.device),
         micro_batches=plan.micro_batches,
         ranks=world.size,
+        clipping=config.clipping.build(network, models.classifier(network)),
         compiled=training.compile,
     )
 

@@ -15,6 +15,8 @@ from ffcv_r50.errors import InvalidSetting, UserError, nearest
 from ffcv_r50.keyframes import Keyframes, Varying, parse_number
 from ffcv_r50.logs.sinks import SINKS, SinkOptions
 from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
+from ffcv_r50.optim.clipping import CLIPPINGS, ClippingOptions
+from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.training.averages import AVERAGES, AverageOptions
 from ffcv_r50.training.losses import LOSSES, LossOptions
@@ -282,6 +284,9 @@ class Config(Options):
     training: Training
     optimizer: Annotated[Optimizer, OPTIMIZERS] = SGD()
     """Which optimizer, by its name here; each has options of its own."""
+    clipping: Annotated[ClippingOptions, CLIPPINGS] = Unclipped()
+    """What keeps gradients small, by its name here. It is applied once a step, to the gradient over
+    the whole batch."""
     loss: Annotated[LossOptions, LOSSES] = CrossEntropy()
     """What is minimised, by its name here. Evaluation reports the plain cross-entropy."""
     augment: tuple[Annotated[TransformOptions, TRANSFORMS], ...] = ()

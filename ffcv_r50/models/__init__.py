@@ -55,6 +55,12 @@ def check_arch(arch: str) -> None:
         )
 
 
+def classifier(network: nn.Module) -> nn.Linear | nn.Conv2d:
+    """The last layer with weights of a torchvision classifier: what gives the logits."""
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    return layers[-1]
+
+
 AUXILIARY = ("googlenet", "inception_v3")
 
 

@@ -17,6 +17,8 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.optim import OPTIMIZERS
+from ffcv_r50.optim.clipping import CLIPPINGS
+from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops, recipe_words
 from ffcv_r50.training.averages import AVERAGES
@@ -199,6 +201,8 @@ def _row(frames: Keyframes) -> str:
 def _chosen(config: Config) -> dict[str, str]:
     """What a recipe chooses by name, where it does."""
     chosen = {}
+    if config.clipping != Unclipped():
+        chosen["clipping"] = CLIPPINGS.name_of(config.clipping) + _options(config.clipping)
     if config.loss != CrossEntropy():
         chosen["loss"] = LOSSES.name_of(config.loss) + _options(config.loss)
     if config.augment:
@@ -214,7 +218,7 @@ def _options(thing: Options) -> str:
     return "".join(
         f", {name.replace('_', ' ')}" + ("" if value is True else f" {_value(value)}")
         for name, value in thing
-        if value is not False
+        if value is not False and value is not None
     )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ffcv_r50 import distributed, optim
 from ffcv_r50.models.batchnorm import RunningStatistics
 from ffcv_r50.models.dropout import Draws
+from ffcv_r50.optim.clipping import Clipping
+from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
@@ -31,6 +33,7 @@ class TrainStep:
         draws: of the network's dropout, see :mod:`ffcv_r50.models.dropout`.
         micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
         ranks: that share a step, each with as many micro-batches.
+        clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
         compiled: run the network through torch.compile.
     """
 
@@ -46,6 +49,7 @@ class TrainStep:
         draws: Draws,
         micro_batches: int,
         ranks: int,
+        clipping: Clipping = unclipped,
         compiled: bool = False,
     ) -> None:
         self.network = network
@@ -55,6 +59,7 @@ class TrainStep:
         self.scaler = precision.scaler()
         self._transforms = transforms
         self._loss = loss
+        self._clip = clipping
         self._draws = draws
         self._micro_batches = micro_batches
         self._parts = micro_batches * ranks
@@ -73,8 +78,8 @@ class TrainStep:
 
         Returns:
             float32 [3] on the device, the same on every rank: the mean loss over the global batch,
-            the number of ranks that ask to stop, and the norm of the gradient. Where that norm is
-            not finite, an fp16 step was skipped and any other spoilt the network.
+            the number of ranks that ask to stop, and the norm of the gradient before clipping.
+            Where it is not finite, an fp16 step was skipped and any other spoilt the network.
         """
         sums, statistics = self._sums, self._statistics
         self.network.train()
@@ -98,6 +103,7 @@ class TrainStep:
         statistics.advance(sums.statistics / self._parts, self._micro_batches)
         self.scaler.unscale_(self.optimizer)
         norm = torch.linalg.vector_norm(sums.gradients)
+        self._clip(sums.gradients, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for average in self.averages.values():

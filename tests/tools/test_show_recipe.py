@@ -103,6 +103,9 @@ def test_the_page_names_the_optimizer_and_its_options(capsys: pytest.CaptureFixt
     assert "adamw, momentum 0.9, beta2 0.999, eps 1e-06; weight decay 0.0001 not on" in text
     text = squeeze(page_of(capsys, "--optimizer.nesterov=1"))
     assert "sgd, momentum 0.9, nesterov; weight decay 0.0001 not on" in text
+    assert "clipping" not in text
+    text = squeeze(page_of(capsys, "--clipping.name=agc", "--clipping.at=0.02"))
+    assert "clipping agc, at 0.02, eps 0.001 run" in text
 
 
 def test_the_page_says_how_the_command_line_changed_the_recipe(

@@ -1,17 +1,24 @@
 """One step: what it is made of, in which order, and what it leaves in the state."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import timm.utils.agc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ffcv_r50 import optim
+from ffcv_r50 import models, optim
 from ffcv_r50.models.dropout import draw_by_position
+from ffcv_r50.optim.clipping import ClippingOptions
+from ffcv_r50.optim.clipping.agc import AdaptiveClipping
+from ffcv_r50.optim.clipping.global_norm import ClipNorm
+from ffcv_r50.optim.clipping.none import Unclipped
+from ffcv_r50.optim.clipping.value import ClipValue
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
@@ -48,7 +55,9 @@ def train_step(
     transforms: list[Transform] | None = None,
     loss: Loss = cross_entropy,
     averages: dict[str, Average] | None = None,
+    clipping: ClippingOptions | None = None,
 ) -> TrainStep:
+    clipping = clipping or Unclipped()
     return TrainStep(
         model,
         optim.SGD().build(optim.parameter_groups(model, True), momentum=0.9),
@@ -59,6 +68,7 @@ def train_step(
         draws=draw_by_position(model, 1, CPU),
         micro_batches=PARTS,
         ranks=1,
+        clipping=clipping.build(model, models.classifier(model)),
     )
 
 
@@ -82,6 +92,66 @@ def test_steps_are_those_of_a_plain_loop() -> None:
             values, torch.stack([torch.stack(losses).mean(), values[1], norm])
         )
         torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [ClipNorm(at=0.5), ClipValue(at=0.02), AdaptiveClipping(at=0.05)],
+    ids=lambda options: type(options).__name__,
+)
+def test_the_gradient_of_a_step_is_clipped_once(clipping: ClippingOptions) -> None:
+    """Torch's and timm's clipping, after the backward passes of all micro-batches."""
+    ours, theirs = network(), network()
+    step = train_step(ours, clipping=clipping)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.0, momentum=0.9)
+    normalize = Normalize(CPU)
+    changed = 0
+    for number, lr in enumerate((0.1, 0.05, 0.2)):
+        norm_before = step(batches(number), at(number, lr=lr))[2]
+        optimizer.zero_grad()
+        for batch in batches(number):
+            logits = theirs(normalize.images(batch.images))
+            loss = F.cross_entropy(logits, batch.targets, label_smoothing=0.1)
+            (loss / PARTS).backward()
+        before = flat_gradient(theirs)
+        if isinstance(clipping, ClipNorm):
+            nn.utils.clip_grad_norm_(theirs.parameters(), clipping.at)
+        elif isinstance(clipping, ClipValue):
+            nn.utils.clip_grad_value_(theirs.parameters(), clipping.at)
+        else:
+            assert isinstance(clipping, AdaptiveClipping)
+            body = [*theirs.parameters()][:-2]
+            timm.utils.agc.adaptive_clip_grad(body, clipping.at, clipping.eps)
+        changed += not torch.equal(flat_gradient(theirs), before)
+        torch.testing.assert_close(norm_before, before.norm(), msg="the log's is the one before")
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+    assert changed == 3
+
+
+def flat_gradient(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [Unclipped(), ClipNorm(at=0.5), ClipValue(at=0.02), AdaptiveClipping()],
+    ids=lambda options: type(options).__name__,
+)
+def test_clipping_hides_no_overflow_from_the_scaler(clipping: ClippingOptions) -> None:
+    def overflowing(logits: Tensor, targets: Tensor, step: Step) -> Tensor:
+        return logits.square().mean() * (math.inf if step.number == 1 else 1.0)
+
+    step = train_step(network(), loss=overflowing, clipping=clipping)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    assert step(batches(0), at(0))[2].isfinite()
+    before = [p.detach().clone() for p in step.network.parameters()]
+    assert not step(batches(1), at(1))[2].isfinite()
+    assert all(map(torch.equal, before, step.network.parameters()))
+    assert step(batches(2), at(2))[2].isfinite()
+    assert all(p.isfinite().all() for p in step.network.parameters())
+    assert not torch.equal(before[-1], [*step.network.parameters()][-1])
 
 
 def test_transforms_come_in_order_and_know_the_samples() -> None:
