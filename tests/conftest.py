@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -118,15 +118,34 @@ def launch(tmp_path: Path) -> Launch:
     return run
 
 
+LONGEST = (
+    "tests/slurm/test_cluster.py",
+    "tests/test_readme.py",
+    "tests/test_methods.py",
+    "tests/data/test_loader_benchmark.py",
+    "tests/distributed/test_elastic.py",
+)
+"""Files that several workers (``make test``) begin with, so that none is left with one at the end."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
-    """Of two workers (``make test``) one has the tests of SLURM jobs, which mostly wait, and one all
-    others, in order: they start processes on every core and would disturb each other.
+    """A worker takes whole files, whose tests share what they set up, the longest first.
+
+    The tests of SLURM jobs mostly wait; so do many of the others that start processes. Three workers
+    keep two cores busy.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class JobsBesideOthers(LoadScopeScheduling):
+    class LongestFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "jobs" if nodeid.startswith("tests/slurm/test_cluster.py::") else "others"
+            return nodeid.partition("::")[0]
 
-    return JobsBesideOthers(config, log)
+        def _assign_work_unit(self, node: Any) -> None:
+            for file in reversed(LONGEST):
+                if file in self.workqueue:
+                    self.workqueue.move_to_end(file, last=False)
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False
+    return LongestFirst(config, log)
