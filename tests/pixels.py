@@ -11,6 +11,27 @@ from torchvision.transforms import functional as F
 
 from ffcv_r50.data.pixels import Op
 
+NAMES = {
+    "Identity": Op.IDENTITY,
+    "ShearX": Op.SHEAR_X,
+    "ShearY": Op.SHEAR_Y,
+    "TranslateX": Op.TRANSLATE_X,
+    "TranslateY": Op.TRANSLATE_Y,
+    "Rotate": Op.ROTATE,
+    "Brightness": Op.BRIGHTNESS,
+    "Color": Op.SATURATION,
+    "Contrast": Op.CONTRAST,
+    "Sharpness": Op.SHARPNESS,
+    "Posterize": Op.POSTERIZE,
+    "Solarize": Op.SOLARIZE,
+    "AutoContrast": Op.AUTOCONTRAST,
+    "Equalize": Op.EQUALIZE,
+    "Invert": Op.INVERT,
+}
+"""By the names in torchvision's policies."""
+FACTORS = (Op.BRIGHTNESS, Op.SATURATION, Op.CONTRAST, Op.SHARPNESS)
+"""Of which torchvision's policies have what is added to 1."""
+
 
 def _moved(image: Image.Image, right: float, down: float) -> Image.Image:
     return F.affine(image, 0.0, [int(right), int(down)], 1.0, [0.0, 0.0])

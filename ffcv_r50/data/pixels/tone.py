@@ -53,7 +53,7 @@ def invert(image: Any) -> None:
 
 @njit
 def posterize(image: Any, bits: int) -> None:
-    """Keep the upper bits of each value; 0 leaves black, as Pillow before 12.3 had it."""
+    """Keep the upper bits of each value; 0 leaves black, as on tensors (Pillow refuses it)."""
     mask = np.uint8(256 - (1 << (8 - min(max(bits, 0), 8))) & 0xFF)
     values = image.reshape(image.size)
     for i in range(values.size):

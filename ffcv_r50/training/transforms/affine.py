@@ -14,7 +14,7 @@ from ffcv_r50.training.transforms import TRANSFORMS
 from ffcv_r50.training.transforms.planned import Plan, PlannedOptions, uniforms
 
 Share = Annotated[Varying, Range(at_least=0, at_most=1)]
-Scale = Annotated[float, Range(above=0)]
+Scale = Annotated[float, Range(at_least=0.01, at_most=100)]
 
 
 @TRANSFORMS.register("affine")

@@ -41,7 +41,7 @@ IMAGENET: list[tuple[tuple[Op, float, int], tuple[Op, float, int]]] = [
     ((Op.SATURATION, 0.6, 4), (Op.CONTRAST, 1.0, 8)),
     ((Op.EQUALIZE, 0.8, 0), (Op.EQUALIZE, 0.6, 0)),
 ]
-"""Pairs of an operation, its probability and its level: the policy found on ImageNet (the paper's Table 9)."""
+"""Pairs of an operation, its probability and its level: the policy found on ImageNet."""
 
 
 @TRANSFORMS.register("auto_augment")

@@ -1,4 +1,4 @@
-"""Colour jitter (Krizhevsky et al. 2012 has a first one), torchvision's ``ColorJitter``."""
+"""Colour jitter: torchvision's ``ColorJitter``."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from ffcv_r50.registry import Range
 from ffcv_r50.training.transforms import TRANSFORMS
 from ffcv_r50.training.transforms.planned import Plan, PlannedOptions, uniforms
 
-Strength = Annotated[Varying, Range(at_least=0)]
+Strength = Annotated[Varying, Range(at_least=0, at_most=100)]
 
 OPS = (Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE)
 

@@ -11,8 +11,7 @@ from ffcv_r50.data.pixels import Op, levels
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.training.transforms.augmix import AugMix, augmix_levels
 from tests.data.conftest import make_image
-from tests.pixels import by_torchvision
-from tests.training.transforms.test_policies import FACTORS, NAMES
+from tests.pixels import FACTORS, NAMES, by_torchvision
 
 DRAW = Draw(np.uint64(5), 3, transform_stream(1))
 SIZE = (60, 90)

@@ -26,33 +26,13 @@ from ffcv_r50.training.transforms.randaugment import (
 )
 from ffcv_r50.training.transforms.trivial_augment import WIDE, TrivialAugment
 from tests.data.conftest import make_image
-from tests.pixels import by_torchvision
+from tests.pixels import FACTORS, NAMES, by_torchvision
 
 DRAW = Draw(np.uint64(5), 3, transform_stream(1))
 SIZE = (70, 90)
 MANY = np.arange(30_000)
 LIKELY = 1e-4
 """Least probability of what is seen, in tests of frequencies; the numbers are always the same."""
-
-NAMES = {
-    "Identity": Op.IDENTITY,
-    "ShearX": Op.SHEAR_X,
-    "ShearY": Op.SHEAR_Y,
-    "TranslateX": Op.TRANSLATE_X,
-    "TranslateY": Op.TRANSLATE_Y,
-    "Rotate": Op.ROTATE,
-    "Brightness": Op.BRIGHTNESS,
-    "Color": Op.SATURATION,
-    "Contrast": Op.CONTRAST,
-    "Sharpness": Op.SHARPNESS,
-    "Posterize": Op.POSTERIZE,
-    "Solarize": Op.SOLARIZE,
-    "AutoContrast": Op.AUTOCONTRAST,
-    "Equalize": Op.EQUALIZE,
-    "Invert": Op.INVERT,
-}
-"""torchvision's."""
-FACTORS = (Op.BRIGHTNESS, Op.SATURATION, Op.CONTRAST, Op.SHARPNESS)
 
 
 def photos(count: int) -> npt.NDArray[np.uint8]:
