@@ -18,6 +18,15 @@ model:     {{arch: mobilenet_v3_small}}
 data:      {{num_workers: 2, crop_scale: [0.3, 1.0], repeats: 3}}
 training:  {{epochs: 2, batch_size: 16, norm_batch_size: 8, label_smoothing: 0.1, deterministic: true}}
 augment:
+  - trivial_augment: {{}}
+  - randaugment: {{magnitude: {{0: 9, 2: 3}}, magnitude_std: 0.5, increasing: true}}
+  - auto_augment: {{}}
+  - augmix: {{}}
+  - affine: {{}}
+  - color_jitter: {{hue: 0.1, probability: 0.5}}
+  - grayscale: {{probability: 0.2}}
+  - blur: {{probability: 0.3}}
+  - coarse_dropout: {{}}
   - invert_pixels: {{every: 3}}
   - erasing: {{probability: {{0: 0.8, 2: 0.2}}}}
   - mix: {{mixup: 0.2, cutmix: {{0: 1, 2: 0.5}}, probability: 0.9}}
