@@ -48,6 +48,9 @@ class Model(Options):
     ffcv-imagenet)."""
     zero_init_residual: bool = False
     """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
+    prior_head_bias: bool = False
+    """Start the last layer's bias at -log(classes), as Mosaic does for `loss.name: bce`, whose loss
+    would begin with each class as likely as not."""
     weights: str = ""
     """A file of weights to start from: of this toolkit, torchvision or timm. The last layer is new
     where the classes are others."""
@@ -339,6 +342,12 @@ class Config(Options):
         return {AVERAGES.name_of(options): options.recomputed_over for options in self.averages}
 
     @property
+    def largest_label_smoothing(self) -> float:
+        """Of all steps."""
+        row = self.schedule.label_smoothing
+        return max(row.values) if row else self.training.label_smoothing
+
+    @property
     def norm_batch_size(self) -> int:
         """Images whose statistics batch-norm computes together."""
         return self.training.norm_batch_size or self.training.batch_size
@@ -426,6 +435,7 @@ def _check(config: Config) -> None:
     _check_batches(config)
     _check_rows(config)
     _check_lr(config)
+    config.loss.check(config.largest_label_smoothing, None)
     _check_resolution(config)
     _check_saving(config)
     from ffcv_r50 import models  # here: torchvision takes seconds, and the errors above should not

@@ -1,5 +1,7 @@
 """Networks: torchvision's architectures, with anti-aliased down-sampling where asked for."""
 
+import math
+
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -9,7 +11,12 @@ from ffcv_r50.models.blurpool import blur_strided_convolutions
 
 
 def build(
-    arch: str, num_classes: int, *, blurpool: bool = False, zero_init_residual: bool = False
+    arch: str,
+    num_classes: int,
+    *,
+    blurpool: bool = False,
+    zero_init_residual: bool = False,
+    prior_head_bias: bool = False,
 ) -> nn.Module:
     """A freshly initialised torchvision classifier; its parameter names are torchvision's.
 
@@ -19,6 +26,9 @@ def build(
         blurpool: blur before each strided convolution, see :mod:`ffcv_r50.models.blurpool`.
         zero_init_residual: start the last batch-norm of each residual block at zero, so that every
             block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+        prior_head_bias: start the last layer's bias at -log(classes): where the rest of a logit is 0,
+            its sigmoid is about the share that a class has (a prior as in Lin et al. 2017,
+            arXiv:1708.02002, section 3.3).
 
     Returns:
         A module mapping float [n, 3, height, width] to logits [n, num_classes].
@@ -36,6 +46,8 @@ def build(
         raise UserError(f"model.zero_init_residual: {arch} has no ResNet blocks; leave it out")
     if blurpool and not blur_strided_convolutions(model):
         raise UserError(f"model.blurpool: {arch} has no strided convolution to blur; leave it out")
+    if prior_head_bias:
+        _set_prior(classifier(model), arch)
     return model
 
 
@@ -62,6 +74,22 @@ def classifier(network: nn.Module) -> nn.Linear | nn.Conv2d:
 
 
 AUXILIARY = ("googlenet", "inception_v3")
+
+
+def _set_prior(head: nn.Linear | nn.Conv2d, arch: str) -> None:
+    """Start the classifier as sure of each class as all are on average.
+
+    Raises:
+        UserError: it has no bias, or none that training could raise again.
+    """
+    classes = head.weight.shape[0]
+    if isinstance(head, nn.Conv2d):  # SqueezeNet's, below a ReLU
+        raise UserError(f"model.prior_head_bias: {arch} has no logits below 0; leave it out")
+    if head.bias is None:
+        raise UserError(
+            f"model.prior_head_bias: {arch} has a last layer without bias; leave it out"
+        )
+    nn.init.constant_(head.bias, -math.log(classes))
 
 
 def _zero_init_residual(model: nn.Module) -> int:

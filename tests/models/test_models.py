@@ -1,5 +1,7 @@
 """Networks: names, initial weights, anti-aliasing."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 
 from ffcv_r50 import models
 from ffcv_r50.errors import UserError
+from ffcv_r50.models import sizes
 from ffcv_r50.models.blurpool import BlurPoolConv2d
 
 
@@ -66,6 +69,37 @@ def test_zero_init_residual_makes_blocks_identities(arch: str, last: str) -> Non
     assert zeros == {f"{block}.{last}.weight" for block in blocks}
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "vgg11", "convnext_tiny", "swin_t", "vit_b_32"])
+def test_the_last_bias_starts_at_the_share_of_a_class(arch: str) -> None:
+    torch.manual_seed(3)
+    plain = models.build(arch, 20)
+    torch.manual_seed(3)
+    ours = models.build(arch, 20, prior_head_bias=True)
+    changed = {
+        name
+        for name, tensor in ours.state_dict().items()
+        if not torch.equal(tensor, plain.state_dict()[name])
+    }
+    head = models.classifier(ours)
+    assert [f"{name}.bias" for name, m in ours.named_modules() if m is head] == [*changed]
+    assert head.bias is not None
+    torch.testing.assert_close(head.bias.sigmoid() * 21, torch.ones(20))  # odds of 1 in 20
+
+
+def test_every_classifier_ends_in_what_gives_its_logits() -> None:
+    """One of each family: nothing with weights comes later, and its outputs are the classes."""
+    ends = {}
+    known = torchvision.models.list_models(module=torchvision.models)
+    for arch in {re.split(r"[_\d]", arch)[0]: arch for arch in known}.values():
+        network = sizes.on_meta(arch, 13)
+        head = models.classifier(network)
+        last = [m for m in network.modules() if [*m.parameters(recurse=False)]][-1]
+        assert last is head, arch
+        assert head.weight.shape[0] == 13, arch
+        ends[arch] = type(head).__name__ + ("" if head.bias is not None else " without bias")
+    assert [arch for arch, end in ends.items() if end != "Linear"] == ["maxvit_t", "squeezenet1_1"]
+
+
 @pytest.mark.parametrize("arch", ["googlenet", "mobilenet_v3_small"])
 def test_other_architectures_give_plain_logits_in_training(arch: str) -> None:
     assert models.build(arch, 4).train()(torch.randn(2, 3, 64, 64)).shape == (2, 4)
@@ -76,5 +110,13 @@ def test_errors_name_the_setting() -> None:
         models.build("resnet51", 10)
     with pytest.raises(UserError, match=r"model\.zero_init_residual: vgg11 has no ResNet blocks"):
         models.build("vgg11", 10, zero_init_residual=True)
+    with pytest.raises(
+        UserError, match=r"model\.prior_head_bias: squeezenet1_1 has no logits below"
+    ):
+        models.build("squeezenet1_1", 10, prior_head_bias=True)
+    with pytest.raises(
+        UserError, match=r"model\.prior_head_bias: maxvit_t has a last layer without"
+    ):
+        sizes.on_meta("maxvit_t", 10, prior_head_bias=True)
     with pytest.raises(UserError, match=r"model\.blurpool: vgg11 has no strided convolution"):
         models.build("vgg11", 10, blurpool=True)

@@ -10,6 +10,17 @@ from ffcv_r50.training.protocols import Loss
 class LossOptions(Options):
     """The options of a loss."""
 
+    def check(self, label_smoothing: float, num_classes: int | None) -> None:
+        """See that targets are left that something can be learnt from.
+
+        Args:
+            label_smoothing: the largest of the run.
+            num_classes: of the dataset; None where it is not known yet.
+
+        Raises:
+            InvalidSetting: none are, with any targets that such datasets have.
+        """
+
     def build(self, num_classes: int) -> Loss:
         """The loss itself.
 
@@ -21,4 +32,4 @@ class LossOptions(Options):
 
 LOSSES: Registry[LossOptions] = Registry("loss")
 
-from ffcv_r50.training.losses import cross_entropy  # noqa: E402, F401  # registers itself
+from ffcv_r50.training.losses import bce, cross_entropy  # noqa: E402, F401  # register themselves
