@@ -48,8 +48,8 @@ def datasets(config: Config, world: distributed.World, *files: str) -> list[Beto
         return [Beton(file) for file in files]
 
 
-def check_classes(train_set: Beton, val_set: Beton) -> None:
-    """See that both files have the same classes.
+def check_classes(config: Config, train_set: Beton, val_set: Beton) -> None:
+    """See that both files have the same classes, and that the loss can be computed for so many.
 
     Raises:
         UserError: they do not.
@@ -65,6 +65,7 @@ def check_classes(train_set: Beton, val_set: Beton) -> None:
             f"{val_set.path}: has {val_set.num_classes} classes, {train_set.path} has "
             f"{train_set.num_classes}; give files of one dataset"
         )
+    config.loss.check(config.largest_label_smoothing, train_set.num_classes)
 
 
 def train_loader(

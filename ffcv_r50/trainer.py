@@ -106,8 +106,7 @@ class Run:
         files = (config.data.train_dataset, config.data.val_dataset)
         self.train_set, self.val_set = build.datasets(config, world, *files)
         with distributed.errors_on_all_ranks():
-            build.check_classes(self.train_set, self.val_set)
-            config.loss.check(config.largest_label_smoothing, self.train_set.num_classes)
+            build.check_classes(config, self.train_set, self.val_set)
             if world.is_main:
                 build.check_sizes(config, self.train_set.num_classes)
             self.train_loader = build.train_loader(config, self.train_set, self.plan, world)

@@ -1,12 +1,14 @@
 """The recipe files: each holds the numbers that were published, and only those."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 import yaml
 
-from ffcv_r50 import recipe
+from ffcv_r50 import build, recipe
 from ffcv_r50.config import settings
 from ffcv_r50.config.settings import (
     Config,
@@ -18,7 +20,13 @@ from ffcv_r50.config.settings import (
     Training,
     Validation,
 )
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.distributed import World
+from ffcv_r50.errors import UserError
 from ffcv_r50.keyframes import Keyframes
+from ffcv_r50.training.averages.ema import Ema
+from ffcv_r50.training.precision import Precision
+from tests.conftest import Dataset
 
 RCP = Path(__file__).resolve().parents[1] / "rcp"
 
@@ -111,8 +119,69 @@ def test_the_torchvision_baseline() -> None:
     assert recipe.plan(loaded, 8).micro_batches == 1
 
 
+def test_torchvisions_second_recipe() -> None:
+    loaded = load("rn50_600ep_torchvision")
+    metrics = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.meta["_metrics"]["ImageNet-1K"]
+    published = f"Published: {metrics['acc@1']:.3f} % top-1, {metrics['acc@5']:.3f} % top-5"
+    assert published in header("rn50_600ep_torchvision")
+    assert recipe.plan(loaded, 8).micro_batches == 1
+    # torchvision's: (1 - 0.99998) x 1024 x 32 / 600 of the new weights every 32 steps, of 1251.
+    share = (1 - 0.99998) * 1024 * 32 / 600
+    half_life = math.log(0.5) / math.log(1 - share) * 32 / 1251
+    (average,) = loaded.averages
+    assert isinstance(average, Ema)
+    assert average.half_life == pytest.approx(half_life, rel=0.02)
+
+
 def test_the_demo_is_for_two_processes() -> None:
     assert recipe.plan(load("digits"), 2).micro_batches >= 1
+
+
+# ------------------------------------------------------------------------------- what each file does
+
+RECIPES = sorted(RCP.glob("*.yaml"))
+UNSHARED = {"digits": 32, "rn50_100ep_swa": 50}
+"""Recipes whose batch 64 processes cannot share, and fewer that can."""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("world_size", [1, 8, 64])
+def test_a_recipe_plans_or_says_how_many_can(path: Path, world_size: int) -> None:
+    config = load(path.stem)
+    if world_size == 64 and path.stem in UNSHARED:
+        with pytest.raises(UserError, match=f"start {UNSHARED[path.stem]} "):
+            recipe.plan(config, world_size)
+        return
+    plan = recipe.plan(config, world_size)
+    shared = plan.micro_batch_size * plan.micro_batches * world_size
+    assert shared == config.training.batch_size
+    assert plan.micro_batch_size * plan.group_size == config.norm_batch_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_takes_two_steps(path: Path, dataset: Dataset) -> None:
+    """Of a small network on small images; its last ones too, where strengths have tapered."""
+    small = ["--model.arch=resnet18", "--training.batch_size=16", "--training.norm_batch_size=8"]
+    small += ["--schedule.resolution={0: 32}", "--training.precision=fp32", "--data.num_workers=1"]
+    config = settings.load([f"--config={path}", *small], needs_data=False)
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    plan = recipe.plan(config, 1)
+    train_set = Beton(dataset.train)
+    loader = build.train_loader(config, train_set, plan, world)
+    network = build.network(config, train_set.num_classes, world.device)
+    before = {name: tensor.clone() for name, tensor in network.named_parameters()}
+    precision = Precision("fp32", world.device)
+    train_step = build.train_step(config, network, precision, plan, loader, world)
+    last = config.training.epochs - 1
+    for epoch in (last // 2, last):
+        with loader.epoch(epoch, 32) as loaded:
+            batches = build.train_batches(loaded, plan, world)
+            loss, _, norm = train_step(batches, recipe.step(config, epoch, 1, 4)).tolist()
+        assert math.isfinite(loss)
+        assert 0 < norm < math.inf
+    moved = [not torch.equal(tensor, before[name]) for name, tensor in network.named_parameters()]
+    assert sum(moved) > 0.8 * len(moved)  # behind a zeroed scale nothing moves at first
 
 
 # ---------------------------------------------------------------------------------- what each file is
@@ -146,7 +215,7 @@ def test_only_recipes_are_here() -> None:
     assert others == {"recipe.schema.json"}
 
 
-@pytest.mark.parametrize("path", sorted(RCP.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_readable_alone(path: Path) -> None:
     check_readable_alone(path)
 

@@ -198,7 +198,9 @@ def test_errors_come_before_anything_is_printed(
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    show_recipe.show(["--help"])
+    with pytest.raises(SystemExit) as ended:
+        show_recipe.show(["--help"])
+    assert ended.value.code == 0
     page = capsys.readouterr().out
     assert page.startswith("usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N]")
     assert "--training.batch_size" in page
