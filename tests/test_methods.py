@@ -11,7 +11,6 @@ import torchvision
 from ffcv_r50.errors import BAD_INPUT, FINISHED
 from tests import ranks
 from tests.conftest import Dataset
-from tests.plugins import note
 
 RECIPE = """
 model:     {{arch: mobilenet_v3_small}}
@@ -50,6 +49,16 @@ def register(kill_at: int | None = None) -> None:
         ranks.at_step(kill_at, signal.SIGKILL)()
 
 
+def noted(folder: Path) -> dict[tuple[int, int], str]:
+    """The checksums by step and position; a step that was taken twice must have shown the same."""
+    found: dict[tuple[int, int], str] = {}
+    for path in folder.iterdir():
+        for line in path.read_text().splitlines():
+            number, position, checksum = line.split()
+            assert found.setdefault((int(number), int(position)), checksum) == checksum
+    return found
+
+
 class Made:
     """Runs of the recipe, each with a folder for what its network saw."""
 
@@ -72,7 +81,7 @@ class Made:
         return self._folder / name
 
     def seen(self, name: str) -> dict[tuple[int, int], str]:
-        return note.noted(self._folder / f"{name}-seen")
+        return noted(self._folder / f"{name}-seen")
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ def finished(dataset: Dataset, recipe: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.slow
 def test_the_sink_got_every_step_and_epoch(finished: Path) -> None:
     lines = [line.split() for line in (finished / "steps.txt").read_text().splitlines()]
     assert [int(words[1]) for words in lines if words[0] == "step"] == list(range(8))
@@ -70,6 +71,7 @@ def test_the_sink_got_every_step_and_epoch(finished: Path) -> None:
         assert row["train_loss"] == pytest.approx(sum(losses[4 * epoch : 4 * epoch + 4]) / 4)
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_and_logged(finished: Path) -> None:
     for row in ranks.log(finished):
         for key in ("val_loss", "top_1", "top_5"):

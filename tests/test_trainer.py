@@ -56,6 +56,7 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_the_log_has_each_epoch_once_with_every_key(finished: Path) -> None:
     rows = log(finished)
     assert [list(row) for row in rows] == [KEYS] * 3
@@ -74,6 +75,7 @@ GOLDEN_TRAIN_LOSSES = [1.15812, 0.92317, 0.70208]
 GOLDEN_VAL_LOSSES = [1.0759, 1.0020, 0.9297]
 
 
+@pytest.mark.slow
 def test_golden_loss_curve(finished: Path) -> None:
     rows = log(finished)
     assert [row["train_loss"] for row in rows] == pytest.approx(GOLDEN_TRAIN_LOSSES, rel=1e-3)
@@ -169,6 +171,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert log(finished) == before
 
 
+@pytest.mark.slow
 def test_weights_are_a_plain_torchvision_state_dict(finished: Path) -> None:
     model = torchvision.models.resnet18(num_classes=3)
     model.load_state_dict(weights(finished))
@@ -360,6 +363,7 @@ def test_fewer_classes_in_the_checkpoint(dataset: Dataset, launch: Launch, tmp_p
     assert "does not fit model.arch=resnet18" in error_of(launch(arguments))
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused(
     finished: Path, dataset: Dataset, launch: Launch
 ) -> None:

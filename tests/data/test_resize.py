@@ -64,6 +64,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "size"), SHAPES)
 @pytest.mark.parametrize("channels", [3, 4])
 def test_whole_images_beside_pillow(
@@ -77,6 +78,7 @@ def test_whole_images_beside_pillow(
     assert _worst(_resize(pixels, window, size, flip=True)[:, ::-1], expected) <= 1
 
 
+@pytest.mark.slow
 def test_windows_beside_torchvision() -> None:
     """A window sees nothing of the image around it, as with crop, then resize."""
     rng = np.random.default_rng(0)

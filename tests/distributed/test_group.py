@@ -95,6 +95,7 @@ exit_with(main)
         ("KeyError('bug')", FAULT, "KeyError: 'bug'"),
     ],
 )
+@pytest.mark.slow
 def test_a_process_with_a_gpu_ends_after_an_error(error: str, code: int, line: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", STUCK_AT_EXIT.format(error=error)],
@@ -203,6 +204,7 @@ def test_a_single_process_keeps_its_error() -> None:
         raise UserError("mine")
 
 
+@pytest.mark.slow
 def test_peers_that_do_not_come_end_the_wait(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

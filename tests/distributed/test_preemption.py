@@ -164,6 +164,7 @@ def exit_code(work: Any) -> int | None:
     return process.exitcode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "code"),
     [
@@ -194,6 +195,7 @@ def wait_where_no_handler_runs() -> None:
         lock(mutex)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_exits_from_within_a_collective() -> None:
     assert exit_code(wait_where_no_handler_runs) == 130
 

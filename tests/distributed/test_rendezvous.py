@@ -60,6 +60,7 @@ def test_a_start_that_broke_off_does_not_disturb_the_next(agent: TCPStore) -> No
     assert start(ranks(2), "whole again") == ["whole again"] * 2
 
 
+@pytest.mark.slow
 def test_who_is_missing_is_named(agent: TCPStore) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, *_, last = [pool.submit(rendezvous.create_store, info, 2) for info in ranks(4)[::3]]

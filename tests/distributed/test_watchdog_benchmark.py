@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ffcv_r50.errors import BAD_INPUT
 from tests.conftest import REPOSITORY
 
@@ -24,6 +26,7 @@ KEYS = {
 COMMAND = [sys.executable, "-m", "benchmarks.watchdog"]
 
 
+@pytest.mark.slow
 def test_the_watchdog_benchmark(tmp_path: Path) -> None:
     """On a few ranks; that the dead one is named to all others is part of it."""
     file = tmp_path / "rows.json"
@@ -41,6 +44,7 @@ def test_the_watchdog_benchmark(tmp_path: Path) -> None:
     assert "dead rank named, s" in done.stdout
 
 
+@pytest.mark.slow
 def test_one_rank_has_no_watchdog() -> None:
     done = subprocess.run(
         [*COMMAND, "--ranks", "8,1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60

@@ -103,6 +103,7 @@ def test_what_would_depend_on_the_world_size_is_refused(module: nn.Module) -> No
         draw_by_position(nn.Sequential(module), 0, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["efficientnet_b0", "squeezenet1_1", "vit_b_16", "swin_t"])
 def test_torchvisions_networks_draw_by_position_alone(arch: str) -> None:
     """No generator of torch's has a part in a forward pass of training."""

@@ -69,6 +69,7 @@ def test_zero_init_residual_makes_blocks_identities(arch: str, last: str) -> Non
     assert zeros == {f"{block}.{last}.weight" for block in blocks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "vgg11", "convnext_tiny", "swin_t", "vit_b_32"])
 def test_the_last_bias_starts_at_the_share_of_a_class(arch: str) -> None:
     torch.manual_seed(3)
@@ -86,6 +87,7 @@ def test_the_last_bias_starts_at_the_share_of_a_class(arch: str) -> None:
     torch.testing.assert_close(head.bias.sigmoid() * 21, torch.ones(20))  # odds of 1 in 20
 
 
+@pytest.mark.slow
 def test_every_classifier_ends_in_what_gives_its_logits() -> None:
     """One of each family: nothing with weights comes later, and its outputs are the classes."""
     ends = {}

@@ -24,6 +24,7 @@ def test_all_layers_of_the_same_network(prefix: str) -> None:
         assert torch.equal(ours.state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "head"),
     [

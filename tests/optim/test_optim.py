@@ -39,6 +39,7 @@ def test_norms_of_the_downsampling_branch_do_not_decay_either() -> None:
     assert sum(value == 0.1 for value in found.values()) == 20 + 1  # convolutions, classifier
 
 
+@pytest.mark.slow
 def test_every_parameter_is_in_one_group() -> None:
     for arch in ("resnet18", "convnext_tiny", "vit_b_32"):
         model = models.build(arch, 10)

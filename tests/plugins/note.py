@@ -27,13 +27,3 @@ class Note(BatchOptions):
                 content = image.contiguous().numpy().tobytes() + target.numpy().tobytes()
                 print(step.number, position, zlib.crc32(content), file=file)
         return batch
-
-
-def noted(folder: Path) -> dict[tuple[int, int], str]:
-    """The checksums by step and position; a step that was taken twice must have shown the same."""
-    found: dict[tuple[int, int], str] = {}
-    for path in folder.iterdir():
-        for line in path.read_text().splitlines():
-            number, position, checksum = line.split()
-            assert found.setdefault((int(number), int(position)), checksum) == checksum
-    return found

@@ -97,6 +97,7 @@ def replace(path: Path, by: Path) -> None:
         shutil.copy(f"{by}{ending}", f"{path}{ending}")
 
 
+@pytest.mark.slow
 def test_a_dataset_may_move_and_be_staged(copied: tuple[Dataset, Path], tmp_path: Path) -> None:
     moved, run = copied
     arguments = ranks.arguments(moved, run, f"--data.stage_dir={tmp_path / 'disk'}")
@@ -122,6 +123,7 @@ def test_another_file_under_the_same_path_is_refused(
     assert (run / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_dataset_may_be_permitted_and_is_the_runs_from_then_on(
     copied: tuple[Dataset, Path], tmp_path: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_another_dataset_may_be_permitted_and_is_the_runs_from_then_on(
     assert "(samples 70 -> 29)" in refused.outputs[0]
 
 
+@pytest.mark.slow
 def test_a_step_that_the_new_dataset_does_not_have(
     copied: tuple[Dataset, Path], tmp_path: Path
 ) -> None:

@@ -186,6 +186,7 @@ def update_torch() -> None:
     versions.current = lambda: {**current(), "torch": "99.0"}
 
 
+@pytest.mark.slow
 def test_an_old_run_that_another_torch_continues_says_so(old: Path) -> None:
     run = "within_epoch"
     ended = ranks.run(arguments(old, run), old, ranks=1, hook=update_torch)

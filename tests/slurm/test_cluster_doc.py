@@ -35,6 +35,7 @@ def program(command: str) -> tuple[str, list[str]]:
     return module, words[words.index(module) + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not re.match(FFCV_IMAGENET_NAMES, c)])
 def test_our_programs_take_these_words(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -99,6 +99,7 @@ doctor.main()
 """
 
 
+@pytest.mark.slow
 def test_several_processes_sum_and_compare_their_clocks() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -46,6 +46,7 @@ def write(dataset: str, source: Path, target: Path) -> "subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_a_source_of_ones_own_is_used_by_name(tree: Path, tmp_path: Path) -> None:
     """The same images under the same names, so the same bytes as from the folder."""
     files = []

@@ -44,6 +44,7 @@ def command(tree: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_it_runs_from_anywhere(tree: Path) -> None:
     done = subprocess.run(
         command(tree, "--cfg.dataset=imagenet", "--cfg.split=train", "--cfg.max_resolution=10"),
@@ -240,6 +241,7 @@ def check_nothing_happened(tree: Path, temporaries: int = 0) -> None:
     assert len(list(folder.iterdir())) == 3 + temporaries
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_file_and_no_workers(
     stuck: subprocess.Popen[str], tree: Path
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_worker_that_dies_ends_the_writing(stuck: subprocess.Popen[str], tree:
     ],
     ids=["ctrl-c", "interrupt", "terminate"],
 )
+@pytest.mark.slow
 def test_signals_end_it_cleanly(
     number: signal.Signals,
     to_all: bool,

@@ -144,6 +144,7 @@ def test_stock_ffcv_loads_the_same_pixels(write: Write) -> None:
         assert np.abs(batch[0][i].astype(int) - pixels(dataset, i)).max() <= limit
 
 
+@pytest.mark.slow
 def test_the_file_does_not_depend_on_workers_and_chunks(write: Write) -> None:
     written = []
     for workers, chunk in ((1, 4), (2, 3), (3, 100)):
