@@ -24,9 +24,9 @@ demo: .venv/installed
 	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
 	  --logging.folder=$(RUN)
 
-# Three workers on two cores: many tests wait for others' time-outs (tests/conftest.py).
+# Four workers on two cores: many tests wait for others' time-outs (tests/conftest.py).
 test: .venv/installed
-	$(BIN)/python -m pytest -n 3 --cov
+	$(BIN)/python -m pytest -n 4 --cov
 
 check: .venv/installed
 	$(BIN)/ruff format --check

@@ -20,18 +20,6 @@ class Plan(NamedTuple):
     """Neighbouring processes whose images batch-norm computes its statistics over together."""
 
 
-def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of an optimizer step.
-
-    Args:
-        config: the settings.
-        epoch: counted from 0.
-        step: within the epoch, counted from 0.
-        steps_per_epoch: optimizer steps in each epoch.
-    """
-    return config.schedule.lr.at(epoch + step / steps_per_epoch)
-
-
 def values(config: Config, epoch: float) -> dict[str, float]:
     """What may change from step to step, where it has a row in the schedule and where it has none.
 

@@ -132,7 +132,7 @@ LONGEST = (
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
     """A worker takes whole files, whose tests share what they set up, the longest first.
 
-    The tests of SLURM jobs mostly wait; so do many of the others that start processes. Three workers
+    The tests of SLURM jobs mostly wait; so do many of the others that start processes. Four workers
     keep two cores busy.
     """
     from xdist.scheduler import LoadScopeScheduling

@@ -60,7 +60,7 @@ def run(arguments: list[str], folder: Path, *, ranks: int = 2, hook: Hook | None
     folder.mkdir(parents=True, exist_ok=True)
     outputs = [folder / f"output-{rank}" for rank in range(ranks)]
     processes = LocalRanks(functools.partial(main, arguments, hook), outputs)
-    deadline = began + 60 + 20 * ranks
+    deadline = began + 150 + 20 * ranks  # of which a first start compiles for a minute
     try:
         while not processes.stopped():
             assert time.monotonic() < deadline, [output.read_text() for output in outputs]

@@ -29,6 +29,10 @@ def published_lr(epoch: float, peak: float, epochs: int) -> float:
     return float(np.interp([epoch], [0, 2, epochs], [1e-4 * peak, peak, 0])[0])
 
 
+def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
+    return recipe.step(config, epoch, step, steps).values["lr"]
+
+
 def published_resolution(epoch: int, ramp: tuple[int, int]) -> int:
     interpolated = np.interp([epoch], ramp, [160, 192])[0]
     return int(np.round(interpolated / 32)) * 32
@@ -54,7 +58,7 @@ def test_the_published_schedule_at_every_step(
         # Theirs interpolates between whole epochs, step by step.
         ends = [published_lr(epoch, peak, epochs), published_lr(epoch + 1, peak, epochs)]
         expected = np.interp(np.arange(STEPS), [0, STEPS], ends)
-        ours = [recipe.learning_rate(loaded, epoch, step, STEPS) for step in range(STEPS)]
+        ours = [learning_rate(loaded, epoch, step, STEPS) for step in range(STEPS)]
         np.testing.assert_allclose(ours, expected, rtol=1e-12)
         assert recipe.resolution(loaded, epoch) == published_resolution(epoch, ramp)
 
@@ -92,7 +96,7 @@ def lr_by_torch(schedule: type, steps: int, **options: object) -> list[float]:
 
 def test_cosine_is_torchs_cosine() -> None:
     loaded = load("rn50_16ep", "--schedule.lr={0: 1.7, 16: 0.1, interpolation: cosine}")
-    ours = [recipe.learning_rate(loaded, i // STEPS, i % STEPS, STEPS) for i in range(16 * STEPS)]
+    ours = [learning_rate(loaded, i // STEPS, i % STEPS, STEPS) for i in range(16 * STEPS)]
     theirs = lr_by_torch(
         torch.optim.lr_scheduler.CosineAnnealingLR, 16 * STEPS, T_max=16 * STEPS, eta_min=0.1
     )
@@ -102,7 +106,7 @@ def test_cosine_is_torchs_cosine() -> None:
 def test_step_is_torchs_step() -> None:
     rows = "{0: 1.7, 5: 0.17, 10: 0.017, 15: 0.0017, interpolation: step}"
     loaded = load("rn50_16ep", f"--schedule.lr={rows}")
-    ours = [recipe.learning_rate(loaded, i // STEPS, i % STEPS, STEPS) for i in range(16 * STEPS)]
+    ours = [learning_rate(loaded, i // STEPS, i % STEPS, STEPS) for i in range(16 * STEPS)]
     theirs = lr_by_torch(torch.optim.lr_scheduler.StepLR, 16 * STEPS, step_size=5 * STEPS)
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
@@ -132,7 +136,7 @@ def test_a_row_of_the_schedule_wins_over_the_constant() -> None:
         for step in range(STEPS):
             at = epoch + step / STEPS
             found = recipe.values(changing, at)
-            assert found["lr"] == recipe.learning_rate(changing, epoch, step, STEPS)
+            assert found["lr"] == changing.schedule.lr.at(at)
             assert found["momentum"] == pytest.approx(max(0.95 - 0.05 * at, 0.85), rel=1e-12)
             assert found["weight_decay"] == 0
             expected = 0.2 * (1 - at / 16) ** 2

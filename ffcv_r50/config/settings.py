@@ -29,6 +29,7 @@ LARGEST_SIDE = 4096
 """Of an image that a network is given, in pixels."""
 Amount = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
+Probability = Annotated[float, Range(at_least=0, below=1)]
 Ratio = Annotated[float, Range(above=0)]
 
 
@@ -51,6 +52,11 @@ class Model(Options):
     prior_head_bias: bool = False
     """Start the last layer's bias at -log(classes), as Mosaic does for `loss.name: bce`, whose loss
     would begin with each class as likely as not."""
+    stochastic_depth: Probability | None = None
+    """Probability that the last residual branch is left out for an image, the first ones less; null
+    is the architecture's own: none in ResNets."""
+    dropout: Probability | None = None
+    """Probability of the network's dropout; null is the architecture's own."""
     weights: str = ""
     """A file of weights to start from: of this toolkit, torchvision or timm. The last layer is new
     where the classes are others."""

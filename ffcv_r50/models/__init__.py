@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
 from ffcv_r50.models.blurpool import blur_strided_convolutions
+from ffcv_r50.models.regularisation import set_dropout, set_stochastic_depth
 
 
 def build(
@@ -17,6 +18,8 @@ def build(
     blurpool: bool = False,
     zero_init_residual: bool = False,
     prior_head_bias: bool = False,
+    stochastic_depth: float | None = None,
+    dropout: float | None = None,
 ) -> nn.Module:
     """A freshly initialised torchvision classifier; its parameter names are torchvision's.
 
@@ -29,6 +32,9 @@ def build(
         prior_head_bias: start the last layer's bias at -log(classes): where the rest of a logit is 0,
             its sigmoid is about the share that a class has (a prior as in Lin et al. 2017,
             arXiv:1708.02002, section 3.3).
+        stochastic_depth: probability of leaving out the last residual branch, see
+            :func:`~ffcv_r50.models.regularisation.set_stochastic_depth`; None is the architecture's.
+        dropout: probability of the network's dropout; None is the architecture's.
 
     Returns:
         A module mapping float [n, 3, height, width] to logits [n, num_classes].
@@ -46,6 +52,10 @@ def build(
         raise UserError(f"model.zero_init_residual: {arch} has no ResNet blocks; leave it out")
     if blurpool and not blur_strided_convolutions(model):
         raise UserError(f"model.blurpool: {arch} has no strided convolution to blur; leave it out")
+    if stochastic_depth is not None and not set_stochastic_depth(model, stochastic_depth):
+        raise UserError(f"model.stochastic_depth: {arch} has no residual branches; leave it out")
+    if dropout is not None and not set_dropout(model, dropout):
+        raise UserError(f"model.dropout: {arch} has no dropout; leave it out")
     if prior_head_bias:
         _set_prior(classifier(model), arch)
     return model

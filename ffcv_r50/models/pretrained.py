@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ffcv_r50 import models
 from ffcv_r50.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -28,6 +29,8 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     """
     given = {_unwrapped(name): tensor for name, tensor in weights.items()}
     ours = network.state_dict()
+    # torchvision's GoogLeNet and Inception have layers for an auxiliary loss, which ours lack.
+    given = {n: t for n, t in given.items() if n in ours or not n.lower().startswith("aux")}
     head = _head(network)
     shapes = [
         (tensors[name].shape if name in tensors else None)
@@ -66,12 +69,9 @@ def _unwrapped(name: str) -> str:
 
 def _head(network: nn.Module) -> list[str]:
     """The parameters of the classifier, which comes last in every torchvision network."""
-    last = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ][-1]
-    return [f"{last}.{name}" for name, _ in network.get_submodule(last).named_parameters()]
+    head = models.classifier(network)
+    last = next(name for name, module in network.named_modules() if module is head)
+    return [f"{last}.{name}" for name, _ in head.named_parameters()]
 
 
 def _size(tensor: Tensor) -> str:

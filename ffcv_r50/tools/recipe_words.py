@@ -26,7 +26,7 @@ def read(argv: Sequence[str], own: type[T], usage: str) -> tuple[Path, T, Config
         UserError: no recipe, two, or a fault in it or in an option.
     """
     named = bool(argv) and not argv[0].startswith("-")
-    words = command_line.split(argv[1:] if named else argv)
+    words = command_line.split(argv[1:] if named else argv, own)
     if "help" in words:
         text = reference.help_text(own, usage)
         reference.print_page(reference.help_text(Config, f"{text}\n\nSettings of the recipe:"))
