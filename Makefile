@@ -24,9 +24,9 @@ demo: .venv/installed
 	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
 	  --logging.folder=$(RUN)
 
-# Four workers on two cores: many tests wait for others' time-outs (tests/conftest.py).
+# Two workers on two cores; who shares what: tests/conftest.py. More run into each other's time-outs.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 4 --cov
+	$(BIN)/python -m pytest -n 2 --cov
 
 check: .venv/installed
 	$(BIN)/ruff format --check

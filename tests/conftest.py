@@ -132,8 +132,8 @@ LONGEST = (
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
     """A worker takes whole files, whose tests share what they set up, the longest first.
 
-    The tests of SLURM jobs mostly wait; so do many of the others that start processes. Four workers
-    keep two cores busy.
+    The tests of SLURM jobs mostly wait, beside all others. On two cores there are two workers: with
+    four, tests whose time-outs are seconds have failed.
     """
     from xdist.scheduler import LoadScopeScheduling
 
