@@ -189,6 +189,8 @@ def start_from_weights(config: Config, network: nn.Module, console: Console) -> 
             weights = checkpoint.load_weights(Path(config.model.weights), where)
             taken = pretrained.start_from(network, weights, where)
             console.say(f"starts from {config.model.weights}: {taken}")
+        # Machines may have other files under the same path.
+        distributed.broadcast_tensors(network.state_dict().values())
 
 
 def batch_transforms(config: Config, num_classes: int, device: torch.device) -> list[Transform]:

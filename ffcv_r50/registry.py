@@ -30,7 +30,7 @@ from typing import Generic, TypeVar
 import annotated_types
 from pydantic import BaseModel, ConfigDict
 
-from ffcv_r50.errors import nearest
+from ffcv_r50.errors import InvalidSetting, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,20 @@ class Options(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def check_ordered(options: Options, *names: str, section: str = "") -> None:
+    """See that options of two numbers are the lowest and the highest of something.
+
+    Raises:
+        InvalidSetting: one is not; its key begins with ``section``.
+    """
+    for name in names:
+        low, high = getattr(options, name)
+        if low > high:
+            raise InvalidSetting(
+                f"{section}{name}", f"[{low:g}, {high:g}] is not [lowest, highest]"
+            )
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741  # of options

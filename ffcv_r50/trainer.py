@@ -17,11 +17,12 @@ from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
 from ffcv_r50.run import checkpoint
 from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator, ratio
+from ffcv_r50.training.averages import NETWORK
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Step
-from ffcv_r50.training.step import NETWORK, TrainStep
+from ffcv_r50.training.step import TrainStep
 
 TakeStep = Callable[[Iterator[Batch], Step, bool], Tensor]
 """What :class:`~ffcv_r50.training.step.TrainStep` is called as."""
@@ -267,8 +268,7 @@ class Run:
                 yield recipe.step(self.config, epoch, number, self.steps)
 
         if images:
-            resolution = recipe.resolution(self.config, epoch)
-            with self.train_loader.epoch(epoch, resolution) as loaded:
+            with self.train_loader.epoch(epoch, recipe.resolution(self.config, epoch)) as loaded:
                 batches = build.train_batches(loaded, self.plan, self.world)
                 self.train_step.recompute_statistics(network, batches, steps())
 

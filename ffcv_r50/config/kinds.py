@@ -1,8 +1,8 @@
 """The types that settings have: how errors call them, and what a node of YAML says as one of them.
 
 Int, float, bool, str, Literal, tuples of them, any of them ``| None``, ``Annotated[..., Range(...)]``,
-keyframes (classes with ``from_pairs`` and ``to_yaml``) and numbers that may have them, and things by name, see
-:mod:`ffcv_r50.registry`.
+keyframes (classes with ``from_pairs`` and ``to_yaml``) and numbers that may have them, and things by
+name, see :mod:`ffcv_r50.registry`.
 """
 
 import difflib

@@ -17,8 +17,8 @@ from ffcv_r50.logs.sinks import SINKS, SinkOptions
 from ffcv_r50.optim import OPTIMIZERS, SGD, Optimizer
 from ffcv_r50.optim.clipping import CLIPPINGS, ClippingOptions
 from ffcv_r50.optim.clipping.none import Unclipped
-from ffcv_r50.registry import Options, Range
-from ffcv_r50.training.averages import AVERAGES, AverageOptions
+from ffcv_r50.registry import Options, Range, check_ordered
+from ffcv_r50.training.averages import AVERAGES, NETWORK, AverageOptions
 from ffcv_r50.training.losses import LOSSES, LossOptions
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOptions
@@ -196,7 +196,7 @@ class Checkpoint(Options):
     give_up_minutes: Amount = 60.0
     """Where no checkpoint can be written (disk full, folder gone), train on with a warning for this
     long, then stop with an error."""
-    weights: str = "network"
+    weights: str = NETWORK
     """What the finished run writes as `weights.pt`: the `network`, or one of its `averages` by name.
     The others lie beside it, as `weights_NAME.pt`."""
     file: str | None = None
@@ -451,10 +451,7 @@ def _check(config: Config) -> None:
 
 def _check_batches(config: Config) -> None:
     training, schedule = config.training, config.schedule
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = getattr(config.data, name)
-        if low > high:
-            raise InvalidSetting(f"data.{name}", f"[{low:g}, {high:g}] is not [lowest, highest]")
+    check_ordered(config.data, "crop_scale", "crop_ratio", section="data.")
     if getattr(config.optimizer, "nesterov", False):
         row = schedule.momentum
         if not (min(row.values) if row else training.momentum):
@@ -482,10 +479,10 @@ def _check_batches(config: Config) -> None:
             raise InvalidSetting(
                 "averages", f"{name} is there twice, and logs could not tell which"
             )
-    if config.checkpoint.weights not in ["network", *names]:
+    if config.checkpoint.weights not in [NETWORK, *names]:
         raise InvalidSetting(
             "checkpoint.weights",
-            f"expected {' or '.join(['network', *names])}, got '{config.checkpoint.weights}'; list "
+            f"expected {' or '.join([NETWORK, *names])}, got '{config.checkpoint.weights}'; list "
             "an average under averages",
         )
     for name, average in zip(names, config.averages, strict=True):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ffcv_r50.data.compiled import njit
-from ffcv_r50.data.philox import below, philox4x32, uniform
+from ffcv_r50.data.philox import below, of_view, uniform
 
 _TRIES = 10
 
@@ -46,7 +46,7 @@ def random_crop(
     area = height * width
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(_TRIES):
-        r0, r1, r2, r3 = philox4x32(view & 0xFFFFFFFF, view >> 32, epoch, i, seed)
+        r0, r1, r2, r3 = of_view(view, epoch, i, seed)
         target = area * uniform(r0, scale[0], scale[1])
         aspect = math.exp(uniform(r1, log_low, log_high))
         w = int(round(math.sqrt(target * aspect)))
@@ -64,7 +64,7 @@ def random_crop(
 @njit
 def random_flip(seed: np.uint64, epoch: int, view: int, probability: float) -> bool:
     """Whether the view is mirrored left to right in this epoch."""
-    r0, _, _, _ = philox4x32(view & 0xFFFFFFFF, view >> 32, epoch, _TRIES, seed)
+    r0, _, _, _ = of_view(view, epoch, _TRIES, seed)
     return uniform(r0, 0.0, 1.0) < probability
 
 

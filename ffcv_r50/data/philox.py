@@ -45,6 +45,14 @@ def philox4x32(
     return x0, x1, x2, x3
 
 
+@njit
+def of_view(
+    view: int, epoch: int, stream: int, seed: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Four random 32-bit numbers for a view: a sample's index, its repetition above the low 32 bits."""
+    return philox4x32(view & 0xFFFFFFFF, view >> 32, epoch, stream, seed)
+
+
 def transform_stream(row: int) -> int:
     """The first of 2^16 streams that belong to a row of a list of transforms."""
     return TRANSFORM_STREAM + (row << 16)

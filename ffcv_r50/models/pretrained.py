@@ -32,12 +32,7 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     # torchvision's GoogLeNet and Inception have layers for an auxiliary loss, which ours lack.
     given = {n: t for n, t in given.items() if n in ours or not n.lower().startswith("aux")}
     head = _head(network)
-    shapes = [
-        (tensors[name].shape if name in tensors else None)
-        for tensors in (given, ours)
-        for name in head
-    ]
-    replaced = shapes[: len(head)] != shapes[len(head) :]
+    replaced = any(name not in given or given[name].shape != ours[name].shape for name in head)
     if replaced:
         given = {name: tensor for name, tensor in given.items() if name not in head}
         given |= {name: ours[name] for name in head}

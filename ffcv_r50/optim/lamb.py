@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import torch
 
-from ffcv_r50.optim.optimizer import OPTIMIZERS, Optimizer
+from ffcv_r50.optim.optimizer import OPTIMIZERS, Optimizer, with_gradients
 from ffcv_r50.registry import Range
 
 
@@ -53,11 +53,7 @@ class LayerwiseAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of every group."""
-        for group in self.param_groups:
-            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not weights:
-                continue
-            gradients = [weight.grad for weight in weights]
+        for group, weights, gradients in with_gradients(self):
             states = [self.state[weight] for weight in weights]
             means = [state["exp_avg"] for state in states]
             squares = [state["exp_avg_sq"] for state in states]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffcv_r50.optim.optimizer import with_gradients
+
 
 def add_buffers(optimizer: torch.optim.Optimizer) -> None:
     """Give each parameter its momentum buffer before the first step.
@@ -40,11 +42,8 @@ class Momentum(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of every group."""
-        for group in self.param_groups:
-            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not weights:
-                continue
-            directions = self.directions(group, weights, [weight.grad for weight in weights])
+        for group, weights, gradients in with_gradients(self):
+            directions = self.directions(group, weights, gradients)
             sums = [self.state[weight]["momentum_buffer"] for weight in weights]
             torch._foreach_mul_(sums, group["momentum"])
             torch._foreach_add_(sums, directions)

@@ -12,12 +12,10 @@ from ffcv_r50.models.batchnorm import RunningStatistics
 from ffcv_r50.models.dropout import Draws
 from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
+from ffcv_r50.training.averages import NETWORK
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
-
-NETWORK = "network"
-"""What the trained network is called among its averages."""
 
 
 class TrainStep:

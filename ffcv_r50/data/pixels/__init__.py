@@ -1,7 +1,7 @@
 """What augmentations do to the pixels of images, and one compiled function that does it.
 
 A transform draws a plan: for each image a few operations by their numbers (:class:`Op`), each with up to
-six arguments; :func:`apply` carries it out in place. So only plans are random, and tests can do the
+four arguments; :func:`apply` carries it out in place. So only plans are random, and tests can do the
 same with another library.
 
 The operations are those of Pillow and of torchvision on PIL images, which training pipelines see,
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ffcv_r50.data.compiled import CHECKSUM, njit, njit_cached
 from ffcv_r50.data.pixels import colour, filters, geometry, tone
 
-ARGUMENTS = 6
+ARGUMENTS = 4
 """Of an operation, at most."""
 
 

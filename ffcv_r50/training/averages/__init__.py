@@ -11,6 +11,9 @@ from torch import nn
 from ffcv_r50.registry import Options, Range, Registry
 from ffcv_r50.training.protocols import Average
 
+NETWORK = "network"
+"""What the trained network is called among its averages."""
+
 
 class AverageOptions(Options):
     """The options of an average."""

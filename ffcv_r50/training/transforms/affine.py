@@ -7,9 +7,8 @@ import numpy.typing as npt
 
 from ffcv_r50.data.loader import Draw
 from ffcv_r50.data.pixels import Op
-from ffcv_r50.errors import InvalidSetting
 from ffcv_r50.keyframes import Varying
-from ffcv_r50.registry import Range
+from ffcv_r50.registry import Range, check_ordered
 from ffcv_r50.training.transforms import TRANSFORMS
 from ffcv_r50.training.transforms.planned import Plan, PlannedOptions, uniforms
 
@@ -36,9 +35,7 @@ class Affine(PlannedOptions):
 
     def model_post_init(self, _context: object) -> None:
         """Refuse what is no range."""
-        low, high = self.scale
-        if low > high:
-            raise InvalidSetting("scale", f"[{low:g}, {high:g}] is not [lowest, highest]")
+        check_ordered(self, "scale")
 
     def plan(self, size: tuple[int, int], views: npt.NDArray[np.int64], draw: Draw) -> Plan:
         """One operation for those that are changed."""

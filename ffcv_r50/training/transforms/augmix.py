@@ -9,7 +9,7 @@ import numpy.typing as npt
 from ffcv_r50.data import pixels
 from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.loader import Draw, ImageTransform
-from ffcv_r50.data.philox import below, log_gamma_try, philox4x32
+from ffcv_r50.data.philox import below, log_gamma_try, of_view
 from ffcv_r50.data.pixels import levels
 from ffcv_r50.data.pixels.levels import Level, Strengths
 from ffcv_r50.keyframes import Varying
@@ -112,13 +112,12 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
         chains, deepest = ops.shape[1], ops.shape[2]
         logs = np.empty(2 + chains)
         for i in range(len(views)):
-            sample, repetition = views[i] & 0xFFFFFFFF, views[i] >> 32
             for c in range(chains):
-                r0, _, _, _ = philox4x32(sample, repetition, epoch, stream + DEPTHS + c, seed)
+                r0, _, _, _ = of_view(views[i], epoch, stream + DEPTHS + c, seed)
                 count = depth if depth > 0 else 1 + below(r0, deepest)
                 for j in range(count):
                     place = stream + c * deepest + j
-                    r0, r1, r2, _ = philox4x32(sample, repetition, epoch, place, seed)
+                    r0, r1, r2, _ = of_view(views[i], epoch, place, seed)
                     row = table[below(r0, len(table))]
                     level = below(r2, severity) / HIGHEST
                     ops[i, c, j] = int(row[0])
@@ -126,7 +125,7 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
             for g in range(2 + chains):
                 for k in range(TRIES):
                     place = stream + WEIGHTS + TRIES * g + k
-                    numbers = philox4x32(sample, repetition, epoch, place, seed)
+                    numbers = of_view(views[i], epoch, place, seed)
                     drawn, logs[g] = log_gamma_try(alpha, numbers)
                     if drawn:
                         break

@@ -5,15 +5,14 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.philox import below, philox4x32, uniform
-from ffcv_r50.errors import InvalidSetting
 from ffcv_r50.keyframes import Varying
-from ffcv_r50.registry import Range
+from ffcv_r50.registry import Range, check_ordered
 from ffcv_r50.training.protocols import Batch, Step, Transform
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions
+from ffcv_r50.training.transforms.boxes import inside
 
 TRIES = 10
 """To find a box that fits into the image, as torchvision."""
@@ -34,10 +33,7 @@ class Erasing(BatchOptions):
 
     def model_post_init(self, _context: object) -> None:
         """Refuse what is no range."""
-        for name in ("area", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise InvalidSetting(name, f"[{low:g}, {high:g}] is not [lowest, highest]")
+        check_ordered(self, "area", "ratio")
 
     def build(self, num_classes: int, stream: int) -> Transform:
         """See :class:`RandomErasing`."""
@@ -60,7 +56,7 @@ class RandomErasing:
 
     def __call__(self, batch: Batch, step: Step) -> Batch:
         """Erase in the images, in place."""
-        options, device = self._options, batch.images.device
+        options = self._options
         height, width = batch.images.shape[2:]
         boxes = draw_boxes(
             np.uint64(step.seed),
@@ -72,12 +68,8 @@ class RandomErasing:
             options.ratio,
             (height, width),
         )
-        box = torch.from_numpy(boxes).to(device, non_blocking=True)
-        top, left, bottom, right = box.T[:, :, None]
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-        inside = ((y >= top) & (y < bottom))[:, None, :, None]
-        inside = inside & ((x >= left) & (x < right))[:, None, None, :]
-        return batch._replace(images=batch.images.masked_fill_(inside, 0.0))
+        images = batch.images.masked_fill_(inside(boxes, batch.images), 0.0)
+        return batch._replace(images=images)
 
 
 def _build(checksum: int):  # type: ignore[no-untyped-def]

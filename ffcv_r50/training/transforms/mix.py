@@ -15,6 +15,7 @@ from ffcv_r50.keyframes import Varying
 from ffcv_r50.registry import Range
 from ffcv_r50.training.protocols import Batch, Step, Transform
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions
+from ffcv_r50.training.transforms.boxes import inside
 
 TRIES = 64
 """Of the rejection sampling; more than 95 % of the tries succeed."""
@@ -78,15 +79,11 @@ class Mixing:
             (height, width),
         )
         kept = torch.from_numpy(shares).repeat_interleave(2).to(device, non_blocking=True)
-        box = torch.from_numpy(boxes).repeat_interleave(2, 0).to(device, non_blocking=True)
-        top, left, bottom, right = box.T[:, :, None]
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-        inside = ((y >= top) & (y < bottom))[:, None, :, None]
-        inside = inside & ((x >= left) & (x < right))[:, None, None, :]
+        cut = torch.from_numpy(boxes[:, 2] > boxes[:, 0]).repeat_interleave(2)
+        outside = (~inside(boxes.repeat(2, 0), batch.images)).float()
         # Of a pair that is cut: the neighbour inside of the box, the sample itself outside.
-        weight = torch.where(
-            (bottom > top)[..., None, None], (~inside).float(), kept.view(-1, 1, 1, 1)
-        )
+        cut = cut.to(device, non_blocking=True).view(-1, 1, 1, 1)
+        weight = torch.where(cut, outside, kept.view(-1, 1, 1, 1))
         targets = batch.targets
         if not targets.is_floating_point():
             targets = F.one_hot(targets, self._num_classes).float()

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ffcv_r50.data import pixels
 from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.loader import Draw, ImageTransform
-from ffcv_r50.data.philox import philox4x32, uniform
+from ffcv_r50.data.philox import of_view, uniform
 from ffcv_r50.training.transforms import ImageOptions
 
 
@@ -57,9 +57,8 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
         if checksum < 0:
             return
         for i in range(len(views)):
-            sample, repetition = views[i] & 0xFFFFFFFF, views[i] >> 32
             for j in range(0, numbers.shape[1], 4):
-                four = philox4x32(sample, repetition, epoch, stream + j // 4, seed)
+                four = of_view(views[i], epoch, stream + j // 4, seed)
                 for k in range(min(4, numbers.shape[1] - j)):
                     numbers[i, j + k] = uniform(four[k], 0.0, 1.0)
 

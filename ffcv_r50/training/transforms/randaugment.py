@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.loader import Draw
-from ffcv_r50.data.philox import below, philox4x32, uniform
+from ffcv_r50.data.philox import below, of_view, uniform
 from ffcv_r50.data.pixels import Op, levels
 from ffcv_r50.data.pixels.levels import CUT, Level
 from ffcv_r50.errors import InvalidSetting
@@ -108,16 +108,15 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
         if checksum < 0:
             return
         for i in range(len(views)):
-            sample, repetition = views[i] & 0xFFFFFFFF, views[i] >> 32
             for j in range(ops.shape[1]):
-                r0, r1, r2, r3 = philox4x32(sample, repetition, epoch, stream + 2 * j, seed)
+                r0, r1, r2, r3 = of_view(views[i], epoch, stream + 2 * j, seed)
                 if uniform(r2, 0.0, 1.0) >= probability:
                     continue
                 level = magnitude
                 if magnitude < 0:
                     level = np.float64(below(r3, highest + 1))
                 elif deviation > 0:
-                    n0, n1, _, _ = philox4x32(sample, repetition, epoch, stream + 2 * j + 1, seed)
+                    n0, n1, _, _ = of_view(views[i], epoch, stream + 2 * j + 1, seed)
                     # In (0, 1), so that the logarithm is finite.
                     radius = math.sqrt(-2.0 * math.log((n0 + 0.5) * 2.0**-32))
                     level += deviation * radius * math.cos(uniform(n1, 0.0, 2.0 * math.pi))
