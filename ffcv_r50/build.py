@@ -2,6 +2,7 @@
 
 import copy
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,12 +41,33 @@ def datasets(config: Config, world: distributed.World, *files: str) -> list[Beto
     All ranks must call it.
 
     Raises:
-        UserError: a file cannot be read; the same on every rank.
+        UserError: a file cannot be read, or is another one on another node; the same on every rank.
     """
     if config.data.stage_dir:
         files = tuple(staging.stage(files, config.data.stage_dir, copies=world.local_rank == 0))
     with distributed.errors_on_all_ranks():
-        return [Beton(file) for file in files]
+        opened = [Beton(file) for file in files]
+    same_on_all_nodes(opened, world)
+    return opened
+
+
+def same_on_all_nodes(files: list[Beton], world: distributed.World) -> None:
+    """See that a path means one dataset everywhere: the copy on a node's own disk may be an old one.
+
+    All ranks must call it.
+
+    Raises:
+        UserError: a node has another dataset; the same on every rank.
+    """
+    mine = [file.identity for file in files] if world.local_rank == 0 else None
+    main = distributed.broadcast_object(mine if world.is_main else None)
+    with distributed.errors_on_all_ranks():
+        for file, here, there in zip(files, mine or main, main, strict=True):
+            if here != there:
+                raise UserError(
+                    f"{file.path}: is another dataset on {socket.gethostname()} than on rank 0's node "
+                    f"({there.difference(here)}); copy it again"
+                )
 
 
 def check_classes(config: Config, train_set: Beton, val_set: Beton) -> None:

@@ -127,6 +127,15 @@ class Identity(NamedTuple):
     header, fields, metadata (each sample's label, height, width and position), allocation table
     (each image's size)."""
 
+    def difference(self, other: "Identity") -> str:
+        """What differs from another dataset's: ``samples 70 -> 71``."""
+        counts = [
+            f"{name} {mine:,} -> {others:,}"
+            for name, mine, others in zip(self._fields, self, other, strict=True)
+            if name != "content" and mine != others
+        ]
+        return ", ".join(counts) or "other content"
+
 
 class Beton:
     """A dataset of RGB images with integer labels, open for reading.

@@ -8,7 +8,7 @@ import yaml
 import ffcv_r50
 from ffcv_r50.config import declaration, reader
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.beton import Beton, Identity
 from ffcv_r50.errors import UserError
 from ffcv_r50.run import versions
 
@@ -140,13 +140,8 @@ def notes(where: str, state: versions.State, config: Config, datasets: Identitie
     for key, before in state["datasets"].items():
         if before == datasets[key]:
             continue
-        now, path = datasets[key], getattr(config.data, key.rpartition(".")[2])
-        counts = [
-            f"{name} {before[name]:,} -> {now[name]:,}"
-            for name in ("samples", "classes")
-            if before[name] != now[name]
-        ]
-        difference = ", ".join(counts) or "other content"
+        path = getattr(config.data, key.rpartition(".")[2])
+        difference = Identity(**before).difference(Identity(**datasets[key]))
         if key not in config.resume.allow.split(","):
             raise UserError(
                 f"{key}={path}: is not the dataset of the run in {where} ({difference}); give that "

@@ -116,7 +116,8 @@ class FolderStorage(run_folder.RunFolder, Storage):
             )
         if found is None and named:
             found, where = checkpoint.load_state(Path(source)), source
-            compatibility.changed_settings(source, found["config"], config)
+            for change in compatibility.changed_settings(source, found["config"], config):
+                self._say(f"note: {change}, as resume.allow permits")
             if found["progress"]["epoch"] >= config.training.epochs:
                 raise UserError(
                     f"--resume={source}: all {config.training.epochs} epochs of that run are done; "

@@ -1,7 +1,10 @@
 """A run knows its datasets: copies are the same, another file under the same path is not."""
 
+import functools
+import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +178,46 @@ def test_a_named_state_knows_its_datasets_too(copied: tuple[Dataset, Path], tmp_
     refused = ranks.run(arguments, tmp_path, ranks=1)
     assert refused.codes == [BAD_INPUT], refused.outputs
     assert f"is not the dataset of the run in {source} (other content)" in refused.outputs[0]
+
+
+def test_a_named_states_permitted_changes_are_said(
+    copied: tuple[Dataset, Path], tmp_path: Path
+) -> None:
+    moved, run = copied
+    source = f"--resume={run / 'checkpoints' / 'last.pt'}"
+    allow = ("--training.momentum=0.5", "--resume.allow=training.momentum")
+    ended = ranks.run(ranks.arguments(moved, tmp_path / "new", source, *allow), tmp_path, ranks=1)
+    assert ended.codes == [FINISHED], ended.outputs
+    assert "note: training.momentum (0.9 -> 0.5), as resume.allow permits" in ended.outputs[0]
+
+
+def on_its_own_node(folders: list[Path]) -> None:
+    """Make this rank the only one of its node, whose relative paths lie in a folder of its own."""
+    os.chdir(folders[int(os.environ["RANK"])])
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+@pytest.mark.slow
+def test_nodes_with_other_files_under_one_path_are_refused(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    folders = [tmp_path / f"node{rank}" for rank in range(4)]
+    for folder in folders:
+        folder.mkdir()
+        for file in (dataset.train, dataset.val):
+            for ending in ("", ".json"):
+                shutil.copy(f"{file}{ending}", folder)
+    here = Dataset(Path(dataset.train.name), Path(dataset.val.name), dataset.recipe)
+    change(folders[2] / dataset.train.name, "label")
+    ended = ranks.run(
+        ranks.arguments(here, tmp_path / "run"),
+        tmp_path,
+        ranks=4,
+        hook=functools.partial(on_its_own_node, folders),
+    )
+    assert ended.codes == [BAD_INPUT] * 4, ended.outputs
+    assert (
+        f"error: rank 2: {dataset.train.name}: is another dataset on {socket.gethostname()} than on "
+        "rank 0's node (other content); copy it again\n"
+    ) in ended.outputs[0]
+    assert not (tmp_path / "run").exists()
