@@ -1,0 +1,213 @@
+"""What each method does to accuracy: a small recipe, varied, over several seeds.
+
+    python -m benchmarks.methods --train_dataset FILE --val_dataset FILE --folder runs/methods
+        [--seeds 3] [--only NAME,NAME] [--markdown FILE]
+
+``benchmarks/methods.yaml`` has the recipe and what each method changes in it. Each run is a process of
+its own on one core, as many at a time as there are cores, one seed after another, so that the table
+fills evenly; a run that is finished is not repeated, so the same command continues. The table has the
+mean top-1 of each method, its standard deviation over the seeds, and the mean difference from the
+recipe as it is with the standard error of that (paired by seed: both saw the same samples).
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from ffcv_r50.config import command_line
+from ffcv_r50.errors import UserError, exit_with, nearest
+from ffcv_r50.files import atomic_write
+from ffcv_r50.logs import jsonl
+from ffcv_r50.logs.console import duration
+from ffcv_r50.registry import Options, Range
+
+METHODS = Path(__file__).with_suffix(".yaml")
+BASE = "the recipe as it is"
+TRAIN = Path(__file__).resolve().parents[1] / "train_imagenet.py"
+
+
+class Compared(Options):
+    """What is compared, and where the runs lie."""
+
+    train_dataset: str
+    """The `.beton` file to train on."""
+    val_dataset: str
+    """The `.beton` file to evaluate on."""
+    folder: str
+    """Of the runs: `METHOD/SEED` each."""
+    seeds: Annotated[int, Range(at_least=2, at_most=100)] = 3
+    """Runs of each method."""
+    only: str = ""
+    """Methods, separated by commas; empty for all."""
+    markdown: str = ""
+    """File for the table."""
+
+
+class Line(NamedTuple):
+    """Of the table."""
+
+    name: str
+    top_1: list[float]
+    """In %, of each seed."""
+    differences: list[float]
+    """From the recipe as it is, with the same seed."""
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    options = command_line.read(Compared, sys.argv[1:], __doc__ or "")
+    table = yaml.safe_load(METHODS.read_text())
+    methods = chosen(table["methods"], options.only)
+    folder = Path(options.folder)
+    recipes = {}
+    for name, changes in methods.items():
+        recipes[name] = folder / file_name(name) / "recipe.yaml"
+        recipes[name].parent.mkdir(parents=True, exist_ok=True)
+        recipes[name].write_text(
+            yaml.safe_dump(changed(table["recipe"], changes), sort_keys=False)
+        )
+    runs = [(name, seed, recipes[name]) for seed in range(options.seeds) for name in methods]
+    train(options, runs)
+    rows = {(name, seed): last_row(recipe.parent / str(seed)) for name, seed, recipe in runs}
+    lines = list(results(rows))
+    show(lines)
+    if options.markdown:
+        with atomic_write(Path(options.markdown)) as file:
+            file.write(markdown(lines).encode())
+
+
+def chosen(methods: Mapping[str, Any], only: str) -> dict[str, Any]:
+    """The recipe as it is, and the methods of these names.
+
+    Raises:
+        UserError: there is none of a name.
+    """
+    names = [name.strip() for name in only.split(",")] if only else [*methods]
+    for name in names:
+        if name not in methods:
+            near = nearest(name, methods)
+            raise UserError(f"--only: no method '{name}'" + (f"; did you mean {near}?" if near else ""))
+    return {BASE: {}} | {name: methods[name] for name in names}
+
+
+def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with other values of some settings; tables of keyframes are replaced whole."""
+    return {**recipe} | {
+        section: {**recipe.get(section, {}), **values} if isinstance(values, dict) else values
+        for section, values in changes.items()
+    }
+
+
+def file_name(method: str) -> str:
+    """``RandAugment 2, 9`` -> ``randaugment-2-9``."""
+    return "-".join("".join(c if c.isalnum() else " " for c in method.lower()).split())
+
+
+def train(options: Compared, runs: list[tuple[str, int, Path]]) -> None:
+    """Train each run, as many at a time as there are cores.
+
+    Raises:
+        UserError: a run failed; its output's last line.
+    """
+    began, done, lock = time.monotonic(), 0, threading.Lock()
+
+    def one(name: str, seed: int, recipe: Path) -> None:
+        nonlocal done
+        folder = recipe.parent / str(seed)
+        words = [f"--config={recipe}", f"--training.seed={seed}", f"--logging.folder={folder}"]
+        words += [f"--data.{key}={getattr(options, key)}" for key in ("train_dataset", "val_dataset")]
+        ended = subprocess.run(
+            [sys.executable, str(TRAIN), *words, "--data.num_workers=1"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if ended.returncode:
+            last = (ended.stdout + ended.stderr).strip().splitlines()[-1:]
+            raise UserError(f"{name}, seed {seed}: {' '.join(last)}")
+        with lock:
+            done += 1
+            left = (len(runs) - done) * (time.monotonic() - began) / done
+            top_1 = last_row(folder)["top_1"]
+            print(
+                f"{done:>{len(str(len(runs)))}}/{len(runs)}  {name}, seed {seed}: {top_1:.2f} %; "
+                f"{duration(left)} left",
+                flush=True,
+            )
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        futures = [pool.submit(one, *run) for run in runs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def last_row(folder: Path) -> dict[str, Any]:
+    """Of a run's log."""
+    return jsonl.read(folder / "log.jsonl")[-1]
+
+
+def results(rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> Iterator[Line]:
+    """The lines of the table; below the recipe as it is its averages.
+
+    Args:
+        rows: the last of each run's log, for each method and seed.
+    """
+    seeds = sorted({seed for _, seed in rows})
+    base = [rows[BASE, seed]["top_1"] for seed in seeds]
+
+    def line(name: str, top_1: list[float]) -> Line:
+        return Line(name, top_1, [a - b for a, b in zip(top_1, base, strict=True)])
+
+    for name in dict.fromkeys(name for name, _ in rows):
+        yield line(name, [rows[name, seed]["top_1"] for seed in seeds])
+        if name == BASE:
+            for key in rows[BASE, seeds[0]]:
+                if key.endswith("_top_1"):
+                    yield line(key.removesuffix("_top_1"), [rows[BASE, s][key] for s in seeds])
+
+
+def cells(line: Line) -> tuple[str, str, str]:
+    """Name, mean and spread, difference and its standard error."""
+    top_1 = f"{statistics.mean(line.top_1):.2f} ± {statistics.stdev(line.top_1):.2f}"
+    if line.name == BASE:
+        return line.name, top_1, ""
+    error = statistics.stdev(line.differences) / len(line.differences) ** 0.5
+    return line.name, top_1, f"{statistics.mean(line.differences):+.2f} ± {error:.2f}"
+
+
+HEADS = ("method", "top-1 in %, ± deviation", "difference, ± standard error")
+
+
+def show(lines: list[Line]) -> None:
+    """Print the table."""
+    table = Table(HEADS[0])
+    for head in HEADS[1:]:
+        table.add_column(head, justify="right")
+    for line in lines:
+        table.add_row(*cells(line))
+    Console().print(table)
+
+
+def markdown(lines: list[Line]) -> str:
+    """The table as Markdown."""
+    rows = [HEADS, ("---", "---:", "---:"), *map(cells, lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    exit_with(main)
