@@ -74,9 +74,7 @@ def main() -> None:
     for name, changes in methods.items():
         recipes[name] = folder / file_name(name) / "recipe.yaml"
         recipes[name].parent.mkdir(parents=True, exist_ok=True)
-        recipes[name].write_text(
-            yaml.safe_dump(changed(table["recipe"], changes), sort_keys=False)
-        )
+        recipes[name].write_text(yaml.safe_dump(changed(table["recipe"], changes), sort_keys=False))
     runs = [(name, seed, recipes[name]) for seed in range(options.seeds) for name in methods]
     train(options, runs)
     rows = {(name, seed): last_row(recipe.parent / str(seed)) for name, seed, recipe in runs}
@@ -97,7 +95,9 @@ def chosen(methods: Mapping[str, Any], only: str) -> dict[str, Any]:
     for name in names:
         if name not in methods:
             near = nearest(name, methods)
-            raise UserError(f"--only: no method '{name}'" + (f"; did you mean {near}?" if near else ""))
+            raise UserError(
+                f"--only: no method '{name}'" + (f"; did you mean {near}?" if near else "")
+            )
     return {BASE: {}} | {name: methods[name] for name in names}
 
 
@@ -126,7 +126,9 @@ def train(options: Compared, runs: list[tuple[str, int, Path]]) -> None:
         nonlocal done
         folder = recipe.parent / str(seed)
         words = [f"--config={recipe}", f"--training.seed={seed}", f"--logging.folder={folder}"]
-        words += [f"--data.{key}={getattr(options, key)}" for key in ("train_dataset", "val_dataset")]
+        words += [
+            f"--data.{key}={getattr(options, key)}" for key in ("train_dataset", "val_dataset")
+        ]
         ended = subprocess.run(
             [sys.executable, str(TRAIN), *words, "--data.num_workers=1"],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
