@@ -1,5 +1,6 @@
 """What several test files share: a small dataset, a small recipe, and runs of several processes."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -116,6 +117,12 @@ def launch(tmp_path: Path) -> Launch:
         return Result(ended.codes, ended.outputs[0])
 
     return run
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C do what it does: a shell starts what is in its background with SIGINT ignored, and
+    the processes that tests interrupt would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (

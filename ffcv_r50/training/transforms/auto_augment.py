@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.loader import Draw
-from ffcv_r50.data.philox import below, philox4x32, uniform
+from ffcv_r50.data.philox import below, of_view, uniform
 from ffcv_r50.data.pixels import Op, levels
 from ffcv_r50.data.pixels.levels import Level
 from ffcv_r50.training.transforms import TRANSFORMS
@@ -72,11 +72,10 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
         if checksum < 0:
             return
         for i in range(len(views)):
-            sample, repetition = views[i] & 0xFFFFFFFF, views[i] >> 32
-            r0, _, _, _ = philox4x32(sample, repetition, epoch, stream, seed)
+            r0, _, _, _ = of_view(views[i], epoch, stream, seed)
             pair = below(r0, len(table) // 2)
             for j in range(2):
-                r0, r1, _, _ = philox4x32(sample, repetition, epoch, stream + 1 + j, seed)
+                r0, r1, _, _ = of_view(views[i], epoch, stream + 1 + j, seed)
                 probability, level = chances[2 * pair + j]
                 if uniform(r0, 0.0, 1.0) < probability:
                     row = table[2 * pair + j]
