@@ -18,12 +18,33 @@ STOPPED_AS_ASKED = 75
 """A signal stopped the run after a checkpoint; the same command continues it (EX_TEMPFAIL)."""
 
 
+LONGEST = 2000
+"""Characters of a message; what quotes a file from a stranger may have many more."""
+
+
+def one_line(text: str) -> str:
+    """A text that may hold anything, as a terminal can show it: no line breaks, no control characters
+    (escape sequences move cursors and set titles), no more than :data:`LONGEST` characters."""
+    text = "".join(
+        c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else _visible(c) for c in text
+    )
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def _visible(character: str) -> str:
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
 class UserError(Exception):
     """The user's input is wrong: a setting, a path, a file.
 
     The message is one line that says what is wrong, where, and what to do. Programs print it
     without a traceback and exit with :data:`BAD_INPUT`.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class InvalidSetting(UserError):
@@ -85,7 +106,7 @@ def exit_with(main: Callable[[], int | None], *, together: bool = False) -> NoRe
     except (UserError, RunFault) as error:
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         if rank == "0" or not together:
-            line = " ".join(str(error).splitlines())
+            line = one_line(str(error))
             with contextlib.suppress(OSError):
                 print(f"error: {line}", file=sys.stderr, flush=True)
         code = BAD_INPUT if isinstance(error, UserError) else FAULT

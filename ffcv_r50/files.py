@@ -1,10 +1,14 @@
-"""Files that appear under their name only when they are whole."""
+"""Files that appear under their name only when they are whole, and files that anybody may have made."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+JSON_BYTES = 64 << 20
+"""Of a JSON file, at most; the largest of ours are a few megabytes."""
 
 
 @contextlib.contextmanager
@@ -43,3 +47,38 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or larger or deeper than any that is ours.
+    """
+    with open(path, "rb") as file:
+        text = file.read(JSON_BYTES + 1)
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"has more than {JSON_BYTES >> 20} MiB")
+    return parse_json(text)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a file with a JSON object says; empty where it cannot be read."""
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

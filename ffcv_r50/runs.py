@@ -7,12 +7,10 @@ it may run on any machine that sees the folders.
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -23,20 +21,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ffcv_r50.config import command_line, reference
-from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.errors import UserError, exit_with, one_line
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
 from ffcv_r50.registry import Options, Range
+from ffcv_r50.run.run_folder import read_status
 
 STATES = {
     "running": "green",
     "finished": "bold",
     "stopped": "yellow",
-    "killed": "yellow",
     "lost": "yellow",
     "failed": "red",
 }
-"""What a run folder's ``status.json`` may say, and ``killed``: it says ``running``, but nothing runs."""
+"""What a run folder may say, and its colour."""
 
 
 class Shown(Options):
@@ -106,7 +104,7 @@ def find(folder: Path) -> Iterator[Path]:
 
 def read(path: Path) -> RunState:
     """What a run folder tells, whatever state its files are in."""
-    status = _status(path)
+    status = read_status(path)
     state = str(status.get("state", ""))
     rows = jsonl.read(path / "log.jsonl")
     last: dict[str, Any] = rows[-1] if rows else {}
@@ -114,21 +112,17 @@ def read(path: Path) -> RunState:
     left = None
     words = " ".join(str(status.get("reason", "")).split())
     if state == "running":
-        if _held(path / "lock"):
-            seconds = last.get("epoch_seconds", 0.0) + last.get("eval_seconds", 0.0)
-            left = (epochs - len(rows)) * seconds if epochs and rows else None
-            words = words or _last_sign(path)
-        else:
-            state = "killed"
-            words = words or "the same command continues it"
+        seconds = [_number(last, key) for key in ("epoch_seconds", "eval_seconds")]
+        left = (epochs - len(rows)) * sum(s or 0.0 for s in seconds) if epochs and rows else None
+        words = words or _last_sign(path)
     return RunState(
         path,
         state,
         len(rows),
         epochs,
-        max((row["top_1"] for row in rows if "top_1" in row), default=None),
-        last.get("top_1"),
-        last.get("images_per_second"),
+        max((n for row in rows if (n := _number(row, "top_1")) is not None), default=None),
+        _number(last, "top_1"),
+        _number(last, "images_per_second"),
         left,
         words,
     )
@@ -138,34 +132,18 @@ def _states(folders: Sequence[Path]) -> list[RunState]:
     return [read(path) for folder in folders for path in find(folder)]
 
 
-def _status(path: Path) -> dict[str, Any]:
-    try:
-        status = json.loads((path / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
 def _epochs(path: Path) -> int | None:
     try:
-        return int(yaml.safe_load((path / "config.yaml").read_text())["training"]["epochs"])
-    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+        epochs = yaml.safe_load((path / "config.yaml").read_text())["training"]["epochs"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
         return None
+    return epochs if isinstance(epochs, int) else None
 
 
-def _held(lock: Path) -> bool:
-    """Whether a live run holds its folder; so it seems where that cannot be asked.
-
-    Asking takes a shared lock for a moment, which a run that starts just then waits for.
-    """
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:  # held, or a file system without locks
-        return True
-    return False
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    """Of a row of the log; None where it is none."""
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e300 else None
 
 
 def _last_sign(path: Path) -> str:
@@ -190,14 +168,14 @@ def _table(runs: Sequence[RunState], folders: Sequence[Path]) -> Table | Text:
     table.add_column("last words", overflow="fold")
     for run in runs:
         table.add_row(
-            Text(_name(run.path, folders)),
-            Text(run.state or "?", style=STATES.get(run.state, "")),
+            Text(one_line(_name(run.path, folders))),
+            Text(one_line(run.state) or "?", style=STATES.get(run.state, "")),
             f"{run.epoch}/{run.epochs or '?'}",
-            _number(run.top_1, ".2f"),
-            _number(run.best, ".2f"),
-            _number(run.images_per_second, ",.0f"),
+            _shown(run.top_1, ".2f"),
+            _shown(run.best, ".2f"),
+            _shown(run.images_per_second, ",.0f"),
             "" if run.seconds_left is None else duration(run.seconds_left),
-            Text(run.words),
+            Text(one_line(run.words)),
         )
     return table
 
@@ -208,7 +186,7 @@ def _name(path: Path, folders: Sequence[Path]) -> str:
     return str(path.relative_to(folders[0]) if inside else path)
 
 
-def _number(value: float | None, form: str) -> str:
+def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 

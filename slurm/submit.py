@@ -11,7 +11,6 @@ requeues itself when it is preempted or out of time and continues where it stopp
 ``supervise.py``). The same command again continues a run that ended.
 """
 
-import json
 import os
 import re
 import shutil
@@ -39,6 +38,7 @@ from ffcv_r50.errors import (  # noqa: E402
     exit_with,
 )
 from ffcv_r50.registry import Options, Range  # noqa: E402
+from ffcv_r50.run.run_folder import read_status  # noqa: E402
 
 CODE = ("train_imagenet.py", "ffcv_r50", "slurm/supervise.py")
 """What a job needs of the checkout."""
@@ -323,10 +323,7 @@ def follow(run: Run, job: Any) -> int:
         if over:
             break
         time.sleep(POLL_SECONDS if not isinstance(job, submitit.LocalJob) else 0.2)
-    try:
-        status = json.loads((run.folder / "status.json").read_text())
-    except (OSError, ValueError):
-        status = {}
+    status = read_status(run.folder)
     state = status.get("state", "never began")
     print(f"job {job.job_id} ended; {run.folder}: {state}")
     return {"finished": 0, "stopped": STOPPED_AS_ASKED}.get(state, status.get("exit_code") or FAULT)

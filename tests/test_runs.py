@@ -39,10 +39,10 @@ def row(epoch: int) -> dict[str, Any]:
 
 def test_a_run_tells_how_far_it_is(tmp_path: Path) -> None:
     make(tmp_path / "a", "running")
-    killed = runs.read(tmp_path / "a")
-    assert (killed.state, killed.epoch, killed.epochs) == ("killed", 2, 3)
-    assert (killed.top_1, killed.best, killed.seconds_left) == (60.5, 70.5, None)
-    assert killed.words == "the same command continues it"
+    lost = runs.read(tmp_path / "a")  # it was killed
+    assert (lost.state, lost.epoch, lost.epochs) == ("lost", 2, 3)
+    assert (lost.top_1, lost.best, lost.seconds_left) == (60.5, 70.5, None)
+    assert lost.words == "its processes ended without a word"
     folder = RunFolder(str(tmp_path / "a"))
     try:
         held = runs.read(tmp_path / "a")

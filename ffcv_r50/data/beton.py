@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import os
+import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import RunFault, UserError
+from ffcv_r50.files import read_json
 
 FORMAT_VERSION = 2
 
@@ -47,6 +49,8 @@ MODE_RAW = 1
 
 TYPE_INT = 1
 TYPE_IMAGE = 2
+MAX_SAMPLES = 1 << 32
+"""More have no room in a view, see :class:`ffcv_r50.data.loader.ImageTransform`."""
 MAX_CLASSES = 100_000
 """More than this, and more than there are samples: no labels but numbers of something else."""
 _BLOCK = np.dtype([("ptr", "<u8"), ("size", "<u8")])
@@ -103,7 +107,7 @@ class Sidecar:
         """
         path = sidecar_path(beton)
         try:
-            sidecar = Sidecar(**json.loads(path.read_bytes()))
+            sidecar = Sidecar(**read_json(path))
             names = sidecar.classes
             if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
                 raise ValueError("its classes are no list of names")
@@ -140,8 +144,7 @@ class Identity(NamedTuple):
 class Beton:
     """A dataset of RGB images with integer labels, open for reading.
 
-    Opening reads the metadata and the allocation table (some 60 bytes a sample) and maps the rest
-    into memory; processes on one machine share the page cache. Any FFCV 1.0 file with an RGB image
+    Opening reads the metadata and the allocation table (some 60 bytes a sample). Any FFCV 1.0 file with an RGB image
     field and an int field qualifies; of several the ones named ``image`` and ``label`` count.
 
     Args:
@@ -165,16 +168,17 @@ class Beton:
     sizes: npt.NDArray[np.int64]
     """[num_samples] number of the image's bytes."""
     labels: npt.NDArray[np.int64]
-    bytes: npt.NDArray[np.uint8]
-    """The whole file, mapped read-only."""
+    descriptor: int
+    """Of the open file, for ``pread``. Not mapped: a mapped file that becomes shorter (copied over, a
+    failing network disk) ends the process by SIGBUS, without a word."""
     sidecar: Sidecar | None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                self._read(file.fileno(), size)
+            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self.descriptor)
+            self._open(os.fstat(self.descriptor).st_size)
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be read ({error.strerror}); check the path"
@@ -206,22 +210,81 @@ class Beton:
     @functools.cached_property
     def identity(self) -> Identity:
         """The same for every copy of this file."""
-        # 0.1 s for ImageNet's 61 MB, once a run on one process: no reason for a weaker hash.
-        digest = hashlib.blake2b(self.bytes[: self._pages.start].data, digest_size=16)
-        digest.update(self.bytes[self._pages.stop :].data)
-        return Identity(self.num_samples, self.num_classes, digest.hexdigest())
+        return Identity(self.num_samples, self.num_classes, self._digest)
 
-    def _read(self, descriptor: int, size: int) -> None:
+    def read(self, sample: int) -> bytes:
+        """The stored bytes of an image: a JPEG, or pixels [height, width, 3].
+
+        Raises:
+            RunFault: the file cannot be read any more, or has become shorter.
+        """
+        offset, size = int(self.offsets[sample]), int(self.sizes[sample])
+        try:
+            found = os.pread(self.descriptor, size, offset)
+        except OSError as error:
+            raise RunFault(
+                f"{self.path}: cannot be read any more, at sample {sample} ({error.strerror})"
+            ) from error
+        if len(found) < size:
+            length = os.fstat(self.descriptor).st_size
+            raise RunFault(
+                f"{self.path}: has become shorter since it was opened: sample {sample} should end at "
+                f"byte {offset + size:,}, the file has {length:,}; copy it again"
+            )
+        return found
+
+    def _open(self, length: int) -> None:
+        """Read all but the pages, in the order in which the one says where the next lies."""
+        # 0.1 s for ImageNet's 61 MB: no reason for a weaker hash.
+        digest = hashlib.blake2b(digest_size=16)
+
         def take(dtype: np.dtype[Any], count: int, position: int, what: str) -> npt.NDArray[Any]:
-            wanted = dtype.itemsize * count
-            if position + wanted > size:
+            """Records of the file; refused before memory is taken for what is not there."""
+            end = position + dtype.itemsize * count
+            if end > length:
                 raise UserError(
-                    f"{self.path}: truncated, its {what} should end at byte {position + wanted:,} but "
-                    f"the file has {size:,}; copy or write it again"
+                    f"{self.path}: truncated, its {what} should end at byte {end:,} but "
+                    f"the file has {length:,}; copy or write it again"
                 )
-            return np.fromfile(self.path, dtype=dtype, count=count, offset=position)
+            records = np.empty(count, dtype)
+            rest = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
+            while rest:
+                got = os.preadv(self.descriptor, [rest], end - len(rest))
+                if got == 0:
+                    raise UserError(
+                        f"{self.path}: became shorter while it was opened; copy it again"
+                    )
+                rest = rest[got:]
+            digest.update(records.view(np.uint8).data)
+            return records
 
-        header = take(HEADER, 1, 0, "header")[0]
+        header = self._header(take(HEADER, 1, 0, "header")[0])
+        fields = take(FIELD, int(header["num_fields"]), HEADER.itemsize, "field list")
+        image, label, dtype = self._fields(fields)
+        begin = HEADER.itemsize + fields.nbytes
+        metadata = take(dtype, self.num_samples, begin, "metadata")
+        self.modes = np.ascontiguousarray(metadata[image]["mode"])
+        self.heights = metadata[image]["height"].astype(np.int32)
+        self.widths = metadata[image]["width"].astype(np.int32)
+        self.labels = metadata[label].astype(np.int64)
+
+        end = int(header["alloc_table_ptr"])
+        if end > length or (length - end) % ALLOCATION.itemsize:
+            raise UserError(
+                f"{self.path}: truncated, its allocation table at byte {end:,} is not whole "
+                f"in {length:,} bytes; copy or write it again"
+            )
+        table = take(ALLOCATION, (length - end) // ALLOCATION.itemsize, end, "allocation table")
+        self._digest = digest.hexdigest()
+        pages = range(begin + metadata.nbytes, end)
+        self.offsets, self.sizes = self._blocks(metadata[image]["data_ptr"], table, pages)
+
+    def _header(self, header: np.void) -> np.void:
+        """See that a writer of this format made it.
+
+        Raises:
+            UserError: none did, or it did not finish.
+        """
         if header["version"] != FORMAT_VERSION:
             raise UserError(
                 f"{self.path}: not a .beton file of version {FORMAT_VERSION} (its first two bytes say "
@@ -229,20 +292,29 @@ class Beton:
             )
         self.num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
-        table_position = int(header["alloc_table_ptr"])
         if self.num_samples == 0:
             raise UserError(f"{self.path}: holds no samples; write it again")
-        if table_position == 0:
+        if header["alloc_table_ptr"] == 0:
             raise UserError(f"{self.path}: its writer did not finish; write it again")
+        if self.num_samples > MAX_SAMPLES or self.page_size == 0:
+            raise UserError(
+                f"{self.path}: damaged, its header says {self.num_samples:,} samples in pages of "
+                f"{self.page_size:,} bytes; copy or write it again"
+            )
+        return header
 
-        fields = take(FIELD, int(header["num_fields"]), HEADER.itemsize, "field list")
+    def _fields(self, fields: npt.NDArray[Any]) -> tuple[str, str, np.dtype[np.void]]:
+        """The members of a sample's metadata for image and label, and their record.
+
+        Raises:
+            UserError: it is not clear which they are.
+        """
         type_ids = [int(t) for t in fields["type_id"]]
         if unknown := sorted(set(type_ids) - set(_FIELD_METADATA)):
             raise UserError(f"{self.path}: has a field of unknown type {unknown[0]}")
         names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in fields["name"]]
 
         def place(type_id: int, name: str, what: str) -> str:
-            """The metadata's member for the field of this type."""
             found = [i for i, t in enumerate(type_ids) if t == type_id]
             if len(found) > 1:
                 found = [i for i in found if names[i] == name]
@@ -253,43 +325,37 @@ class Beton:
                 )
             return f"f{found[0]}"
 
-        image_place = place(TYPE_IMAGE, "image", "RGB image field")
-        label_place = place(TYPE_INT, "label", "int field for the label")
-        metadata = take(
-            metadata_dtype(type_ids), self.num_samples, HEADER.itemsize + fields.nbytes, "metadata"
-        )
-        image = metadata[image_place]
-        self.modes = np.ascontiguousarray(image["mode"])
-        self.heights = image["height"].astype(np.int32)
-        self.widths = image["width"].astype(np.int32)
-        self.offsets = image["data_ptr"].astype(np.int64)
-        self.labels = metadata[label_place].astype(np.int64)
+        image = place(TYPE_IMAGE, "image", "RGB image field")
+        label = place(TYPE_INT, "label", "int field for the label")
+        return image, label, metadata_dtype(type_ids)
 
-        if table_position > size or (size - table_position) % ALLOCATION.itemsize:
-            raise UserError(
-                f"{self.path}: truncated, its allocation table at byte {table_position:,} is not whole "
-                f"in {size:,} bytes; copy or write it again"
-            )
-        count = (size - table_position) // ALLOCATION.itemsize
-        table = take(ALLOCATION, count, table_position, "allocation table")
-        self.sizes = self._sizes(table, table_position)
-        self._pages = slice(HEADER.itemsize + fields.nbytes + metadata.nbytes, table_position)
-        self.bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
+    def _blocks(
+        self, offsets: npt.NDArray[np.uint64], table: npt.NDArray[Any], pages: range
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where the images lie, all inside of the pages: positions and sizes, [num_samples] each.
 
-    def _sizes(self, table: npt.NDArray[Any], end: int) -> npt.NDArray[np.int64]:
-        """[num_samples] bytes of each image, from the table's rows that hold images."""
-        sizes = np.full(self.num_samples, -1, dtype=np.int64)
+        Args:
+            offsets: [num_samples] what the metadata say.
+            table: whose rows hold the sizes, for images and other fields.
+            pages: positions that samples may have.
+
+        Raises:
+            UserError: an image does not, or has another size than its pixels.
+        """
+        # All that is compared is unsigned and nothing is added: the file may hold any 64 bits.
+        sizes = np.full(self.num_samples, np.iinfo(np.uint64).max, np.uint64)
         rows = table[table["sample_id"] < self.num_samples]
-        rows = rows[rows["ptr"].astype(np.int64) == self.offsets[rows["sample_id"]]]
+        rows = rows[rows["ptr"] == offsets[rows["sample_id"]]]
         sizes[rows["sample_id"]] = rows["size"]
-        raw = self.modes == MODE_RAW
-        expected = self.heights[raw].astype(np.int64) * self.widths[raw] * 3
-        bad = (sizes < 0) | (self.offsets < 0) | (self.offsets + sizes > end)
+        end = np.uint64(pages.stop)
+        bad = (sizes > end) | (offsets < pages.start) | (offsets > end - np.minimum(sizes, end))
         bad |= (self.heights == 0) | (self.widths == 0) | (self.modes > MODE_RAW)
-        bad[raw] |= sizes[raw] != expected
+        raw = self.modes == MODE_RAW
+        expected = self.heights[raw].astype(np.uint64) * self.widths[raw].astype(np.uint64)
+        bad[raw] |= sizes[raw] != np.uint64(3) * expected
         if bad.any():
             raise UserError(
                 f"{self.path}: damaged or truncated, sample {int(np.argmax(bad))} and {bad.sum() - 1:,} "
                 "others do not lie inside it; copy or write it again"
             )
-        return sizes
+        return offsets.astype(np.int64), sizes.astype(np.int64)

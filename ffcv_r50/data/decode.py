@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba.core import types
 
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_RAW, Beton
@@ -16,6 +17,9 @@ from ffcv_r50.data.resize import Bitmap, Box, line_size, resize
 
 MAX_PIXELS = 1 << 27
 """Pixels; a decode that needs more is refused."""
+MAX_SCANNED = 1 << 31
+"""Pixels times scans, likewise: some ten seconds. Encoders make about ten scans; a file of a few
+thousand bytes can have hundreds."""
 
 
 class Sampling(NamedTuple):
@@ -36,7 +40,8 @@ class Sampling(NamedTuple):
 class Stored(NamedTuple):
     """Where the samples lie, as compiled code sees a :class:`~ffcv_r50.data.beton.Beton`."""
 
-    bytes: npt.NDArray[np.uint8]
+    file: int
+    """Its descriptor."""
     modes: npt.NDArray[np.uint8]
     heights: npt.NDArray[np.int32]
     widths: npt.NDArray[np.int32]
@@ -50,9 +55,8 @@ class Stored(NamedTuple):
     @classmethod
     def of(cls, dataset: Beton) -> "Stored":
         """The arrays of a dataset."""
-        plain = np.frombuffer(dataset.bytes, dtype=np.uint8)  # numba knows no memmap
         return cls(
-            plain,
+            dataset.descriptor,
             dataset.modes,
             dataset.heights,
             dataset.widths,
@@ -67,6 +71,7 @@ class Stored(NamedTuple):
 class Scratch(NamedTuple):
     """The memory that one worker thread needs besides the batch. Untouched pages cost nothing."""
 
+    stored: npt.NDArray[np.uint8]
     jpeg: npt.NDArray[np.uint8]
     pixels: npt.NDArray[np.uint8]
     firsts_y: npt.NDArray[np.int64]
@@ -83,6 +88,7 @@ class Scratch(NamedTuple):
         longest = max(stored.longest_side, resolution)
         weights = 2 * stored.longest_side + 5 * resolution
         return cls(
+            np.empty(stored.max_bytes, np.uint8),
             np.empty(stored.max_bytes, np.uint8),
             np.empty(4 * min(MAX_PIXELS, stored.max_pixels), np.uint8),
             np.empty(resolution, np.int64),
@@ -110,6 +116,39 @@ def scaling(height: int, width: int, resolution: int) -> int:
 
 
 NOTHING = Window(0, 0, 0, 0)
+UNREAD = 100
+"""Status of a sample whose bytes could not be read: the file's fault, not the image's."""
+
+_pread: Any = types.ExternalFunction(
+    "pread",
+    types.intp(types.int32, types.intp, types.uint64, types.int64),
+)
+
+
+@njit
+def read(file: int, begin: int, first: int, count: int, out: Any) -> bool:
+    """Read a part of a sample to where it lies in the sample.
+
+    Args:
+        file: descriptor.
+        begin: of the sample, in the file.
+        first: byte of the sample that the part begins with.
+        count: bytes.
+        out: uint8, filled from ``first`` on.
+
+    Returns:
+        Whether all of it could be read and had room.
+    """
+    if begin < 0 or first < 0 or count < 0 or count > out.size - first:
+        return False
+    done = 0
+    while done < count:
+        target = out.ctypes.data + first + done
+        got = _pread(file, target, np.uint64(count - done), begin + first + done)
+        if got <= 0:
+            return False
+        done += got
+    return True
 
 
 @njit
@@ -134,6 +173,10 @@ def decode_jpeg(
         return status, NOTHING
     if header.height != size[0] or header.width != size[1]:
         return jpeg.WRONG_SIZE, NOTHING
+    if header.mcu_height == 0 and (
+        jpeg.count_scans(data, header) * header.height * header.width > MAX_SCANNED
+    ):
+        return jpeg.TOO_MANY_SCANS, NOTHING
     part = jpeg.covering(header, window)
     num_bytes = data.size
     shortened = False
@@ -177,13 +220,20 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
             sample = views[i] & 0xFFFFFFFF
             size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
             window, flip = draw_window(sampling, views[i], size)
-            begin = stored.offsets[sample]
-            data = stored.bytes[begin : begin + stored.sizes[sample]]
+            begin, length = stored.offsets[sample], stored.sizes[sample]
             if stored.modes[sample] == MODE_RAW:
                 top, left, height, width = window
+                pitch = 3 * size[1]
+                if length != size[0] * pitch:
+                    return i, jpeg.WRONG_SIZE
+                if not read(stored.file, begin, top * pitch, height * pitch, scratch.stored):
+                    return i, UNREAD
                 box = Box(float(top), float(left), float(height), float(width))
-                resize(Bitmap(data, size[0], size[1], 3), box, flip, out[i], scratch)
+                resize(Bitmap(scratch.stored, size[0], size[1], 3), box, flip, out[i], scratch)
                 continue
+            if not read(stored.file, begin, 0, length, scratch.stored):
+                return i, UNREAD
+            data = scratch.stored[:length]
             scale = scaling(window.height, window.width, resolution) if sampling.scaled else 1
             status, part = decode_jpeg(handle, data, size, window, scale, scratch)
             if status != jpeg.GOOD:
@@ -225,7 +275,7 @@ def decode_samples(
         out: [n, resolution, resolution, 3], filled from ``start`` on.
 
     Returns:
-        (n, GOOD), or (position of the first bad sample, its status): see
+        (n, GOOD), or (position of the first bad sample, its status): :data:`UNREAD`, or see
         :data:`ffcv_r50.data.jpeg.REASONS`.
     """
     return _decode_samples(handle, stored, sampling, views, start, scratch, out)

@@ -50,6 +50,7 @@ TRUNCATED = 3
 WRONG_SIZE = 4
 RESTARTS = 5
 TOO_LARGE = 6
+TOO_MANY_SCANS = 7
 
 REASONS = {
     NOT_JPEG: "its bytes are not a JPEG",
@@ -57,6 +58,7 @@ REASONS = {
     WRONG_SIZE: "its JPEG has another width or height than the dataset says",
     RESTARTS: "its restart markers are damaged",
     TOO_LARGE: "it has more pixels than the loader takes",
+    TOO_MANY_SCANS: "it has so many scans that decoding it would take minutes",
 }
 
 
@@ -224,6 +226,20 @@ def read_header(data: Any) -> tuple[int, Header]:
                 interval = 0
             return GOOD, Header(height, width, mcu_height, mcu_width, interval, frame, end)
         at = end
+
+
+@njit
+def count_scans(data: Any, header: Header) -> int:
+    """Scans of a JPEG; a progressive one repeats all its pixels in each, which may have no bytes."""
+    scans, at, size = 1, header.scan, data.size
+    while at + 1 < size:
+        found = _memchr(data.ctypes.data + at, 0xFF, np.uint64(size - at - 1))
+        if found == 0:
+            break
+        at = found - data.ctypes.data + 1
+        if data[at] == 0xDA:
+            scans += 1
+    return scans
 
 
 @njit

@@ -19,10 +19,10 @@ import torch
 
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import Beton
-from ffcv_r50.data.decode import Sampling, Scratch, Stored, decode_samples
+from ffcv_r50.data.decode import UNREAD, Sampling, Scratch, Stored, decode_samples
 from ffcv_r50.data.order import PageOrder, random_order, repeated
 from ffcv_r50.data.philox import transform_stream
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import RunFault, UserError
 
 LOG = logging.getLogger(__name__)
 
@@ -202,6 +202,12 @@ class _Work:
             )
             if status == jpeg.GOOD:
                 break
+            if status == UNREAD:
+                sample = int(views[at] & SAMPLE)
+                task.dataset.read(sample)  # says what is wrong
+                raise RunFault(
+                    f"{task.dataset.path}: sample {sample} could not be read, and now can"
+                )
             reason = decompressor.error() if status == jpeg.LIBRARY else jpeg.REASONS[status]
             what = f"{task.dataset.path}: sample {views[at] & SAMPLE} cannot be decoded: {reason}"
             if not task.gray:

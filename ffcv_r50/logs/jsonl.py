@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ffcv_r50.files import atomic_write
+from ffcv_r50.files import atomic_write, parse_json
 from ffcv_r50.logs.row import EpochRow
 
 
@@ -36,7 +36,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_bytes().splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

@@ -69,7 +69,7 @@ def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     """What a YAML text sets, and defaults for the rest; without what may always differ."""
     try:
         flat = _flat(yaml.safe_load(text), {*declaration.keys(cls), *cls.MOVED})
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where}: its saved configuration is damaged; restore it, or choose another folder"
         ) from error

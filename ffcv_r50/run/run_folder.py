@@ -26,11 +26,12 @@ import torch
 
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write
+from ffcv_r50.files import atomic_write, read_json, read_record
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import compatibility, versions
 
 STATUS = "status.json"
+LOCK = "lock"
 LOCK_SECONDS = 5.0
 
 
@@ -51,7 +52,7 @@ class RunFolder:
         self.weights = self.path / "weights.pt"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115  # held, not read
+            self._lock = open(self.path / LOCK, "a+")  # noqa: SIM115  # held, not read
         except OSError as error:
             raise UserError(
                 f"logging.folder={path}: cannot be made or written ({error.strerror}); choose another"
@@ -136,8 +137,13 @@ class RunFolder:
     def _last_start(self) -> dict[str, Any]:
         """What :meth:`begin` recorded last; empty where that cannot be read."""
         try:
-            start: dict[str, Any] = json.loads((self.path / "environment.json").read_text())[-1]
-        except (OSError, ValueError, LookupError):
+            start = read_json(self.path / "environment.json")[-1]
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+        known = {"format": int, "versions": dict}
+        if not isinstance(start, dict) or not all(
+            isinstance(start.get(key, kind()), kind) for key, kind in known.items()
+        ):
             return {}
         return start
 
@@ -146,7 +152,9 @@ class RunFolder:
         starts = []
         if environment.exists():
             try:
-                starts = json.loads(environment.read_text())
+                starts = read_json(environment)
+                if not isinstance(starts, list):
+                    raise ValueError("is no list")
             except ValueError:  # nothing continues from it, so it stops nobody
                 environment.rename(self.path / "environment.damaged.json")
         starts.append(
@@ -186,11 +194,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """What :meth:`set_status` recorded last; empty before the first time."""
-        try:
-            status: dict[str, Any] = json.loads((self.path / STATUS).read_text())
-        except (OSError, ValueError):
-            return {}
-        return status
+        return read_record(self.path / STATUS)
 
     def stopped_in_this_launch(self) -> bool:
         """Whether a start after torchrun's first is its answer to a stop that was asked for.
@@ -226,6 +230,32 @@ class RunFolder:
             path.rename(aside / path.name)
         self.checkpoints.mkdir(exist_ok=True)
         return aside
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """What a run folder's status says, to somebody who does not hold the folder.
+
+    A process that was killed could not say so: a state ``running`` that nobody holds is ``lost``.
+    """
+    status = read_record(path / STATUS)
+    if status.get("state") == "running" and not _held(path / LOCK):
+        status |= {"state": "lost", "reason": "its processes ended without a word"}
+    return status
+
+
+def _held(lock: Path) -> bool:
+    """Whether a live run holds its folder; so it seems where that cannot be asked.
+
+    Asking takes a shared lock for a moment, which a run that starts just then waits for.
+    """
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held, or a file system without locks
+        return True
+    return False
 
 
 def _launch() -> str:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from ffcv_r50 import distributed
 from ffcv_r50.data.beton import sidecar_path
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write
+from ffcv_r50.files import atomic_write, read_record
 
 CHUNK = 16 * 2**20
 RESERVE = 1.01
@@ -136,10 +136,7 @@ def _copy_unless_there(
     say: Callable[[str], None],
 ) -> None:
     size = source.stat().st_size
-    try:
-        staged = json.loads(marker.read_text())
-    except (OSError, ValueError):
-        staged = {}
+    staged = read_record(marker)
     if {**staged, "checksum": 0} == {**origin, "checksum": 0} and copy.exists():
         if copy.stat().st_size == size and _checksum(copy) == staged["checksum"]:
             return

@@ -1,12 +1,13 @@
 """Decode damaged JPEGs between guard pages: ``python fuzz_jpeg.py COUNT SEED``.
 
-Run by ``test_jpeg.py`` in a process of its own, since a read outside a buffer ends it. The JPEG lies
-against the end of its memory, or against its beginning; so do the scratch memory and the batch.
+Run by ``test_jpeg.py`` in a process of its own, since a read outside a buffer ends it. The JPEG is read
+against the end of its memory, or against its beginning; so lie the other scratch memory and the batch.
 """
 
 import ctypes
 import io
 import mmap
+import os
 import sys
 from typing import Any
 
@@ -92,8 +93,8 @@ def main() -> None:
     rng = np.random.default_rng(seed)
     corpus = originals()
     longest = max(len(data) for data, _, _ in corpus) + 400
-    memory = guarded(longest)
-    jpeg_scratch, pixels = guarded(longest), guarded(4 * 70 * 96)
+    file = os.memfd_create("samples")
+    memory, jpeg_scratch, pixels = guarded(longest), guarded(longest), guarded(4 * 70 * 96)
     batch = guarded(RESOLUTION * RESOLUTION * 3)
     out = batch[-RESOLUTION * RESOLUTION * 3 :].reshape(1, RESOLUTION, RESOLUTION, 3)
     decompressor = jpeg.Decompressor()
@@ -101,18 +102,16 @@ def main() -> None:
     zero, one = np.zeros(1, np.int64), np.array([1], np.int64)
 
     def decode(data: bytes, height: int, width: int, epoch: int) -> tuple[int, str]:
-        place = memory[-len(data) :] if epoch % 2 else memory[: len(data)]
-        if data:
-            place[:] = np.frombuffer(data, np.uint8)
-        else:
-            place = memory[:0]
+        os.ftruncate(file, 0)
+        os.pwrite(file, data, 0)
         stored = Stored(
-            place, np.zeros(1, np.uint8), one.astype(np.int32) * height,
+            file, np.zeros(1, np.uint8), one.astype(np.int32) * height,
             one.astype(np.int32) * width, zero, one * len(data), len(data), height * width,
             max(height, width),
         )  # fmt: skip
         scratch = Scratch.allocate(stored, RESOLUTION)._replace(
             # Exactly what Scratch.allocate gives, against a guard page.
+            stored=memory[len(memory) - len(data) :] if epoch % 2 else memory[: len(data)],
             jpeg=jpeg_scratch[len(jpeg_scratch) - len(data) :],
             pixels=pixels[len(pixels) - 4 * height * width :],
         )

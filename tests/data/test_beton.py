@@ -9,8 +9,18 @@ import pytest
 from ffcv.fields import FloatField, IntField, JSONField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-from ffcv_r50.data.beton import HEADER, Beton, sidecar_path
+from ffcv_r50.data.beton import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    TYPE_IMAGE,
+    TYPE_INT,
+    Beton,
+    metadata_dtype,
+    sidecar_path,
+)
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import JSON_BYTES
 from tests.data.conftest import encode, make_image, write_beton
 
 IMAGES = [make_image(24 + i, 30, seed=i) for i in range(6)]
@@ -49,7 +59,7 @@ def test_other_fields_of_stock_ffcv_do_not_get_in_the_way(tmp_path: Path) -> Non
     beton = Beton(stock(tmp_path / "x.beton", fields, rows))
     assert beton.labels.tolist() == [0, 1, 2, 0, 1, 2]
     for i, image in enumerate(IMAGES):
-        stored = beton.bytes[beton.offsets[i] : beton.offsets[i] + beton.sizes[i]]
+        stored = np.frombuffer(beton.read(i), np.uint8)
         assert np.array_equal(stored.reshape(beton.heights[i], beton.widths[i], 3), image)
 
 
@@ -91,6 +101,8 @@ def header(content: bytes, **values: int) -> bytes:
         ({"version": 3}, "not a .beton file of version 2"),
         ({"num_samples": 0}, "holds no samples"),
         ({"num_samples": 10**9}, "truncated, its metadata should end"),
+        ({"num_samples": 2**40}, "damaged, its header says 1,099,511,627,776 samples"),
+        ({"page_size": 0}, "damaged, its header says 6 samples in pages of 0 bytes"),
         ({"num_fields": 60000}, "truncated, its field list should end"),
         ({"num_fields": 1}, "needs one int field"),
         ({"alloc_table_ptr": 0}, "its writer did not finish"),
@@ -103,6 +115,47 @@ def test_a_header_that_says_otherwise(
     path = tmp_path / "x.beton"
     path.write_bytes(header(whole, **values))
     with pytest.raises(UserError, match=message):
+        Beton(path)
+
+
+def image_at(content: bytes, offset: int, size: int, shape: tuple[int, int] | None = None) -> bytes:
+    """The last sample lies there, in the metadata and in the allocation table; raw with a shape."""
+    changed = bytearray(content)
+    head = np.frombuffer(changed, HEADER, count=1)[0]
+    fields = HEADER.itemsize + 2 * FIELD.itemsize
+    metadata = np.frombuffer(changed, metadata_dtype([TYPE_IMAGE, TYPE_INT]), 6, fields)
+    table = np.frombuffer(changed, ALLOCATION, offset=int(head["alloc_table_ptr"]))
+    image = metadata["f0"][5:]
+    row = table[table["ptr"] == image["data_ptr"][0]]
+    table["size"][table["ptr"] == image["data_ptr"][0]] = size
+    table["ptr"][table["ptr"] == image["data_ptr"][0]] = offset
+    assert len(row) == 1
+    image["data_ptr"] = offset
+    if shape is not None:
+        image["mode"], image["height"], image["width"] = 1, *shape
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "shape"),
+    [
+        # 65535 x 144 pixels "at" 2^63 - their bytes + 9: begin and size sum up to less than nothing.
+        (2**63 - 28_311_120 + 9, 28_311_120, (144, 65535)),
+        (2**63 - 1, 1000, None),
+        (2**64 - 1000, 1000, None),
+        (2**64 - 1000, 1008, None),
+        (5000, 2**63, None),
+        (5000, 2**64 - 1, None),
+        (0, 100, None),  # the header is no image
+        (HEADER.itemsize + 2 * FIELD.itemsize, 10, None),  # nor are the metadata
+    ],
+)
+def test_a_sample_that_lies_elsewhere(
+    tmp_path: Path, whole: bytes, offset: int, size: int, shape: tuple[int, int] | None
+) -> None:
+    path = tmp_path / "x.beton"
+    path.write_bytes(image_at(whole, offset, size, shape))
+    with pytest.raises(UserError, match="sample 5 and 0 others do not lie inside it"):
         Beton(path)
 
 
@@ -125,6 +178,8 @@ def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
     [
         ("{", "not a readable sidecar"),
         ("[]", "not a readable sidecar"),
+        ("[" * 100_000, r"not a readable sidecar \(is nested too deep\)"),
+        (" " * (JSON_BYTES + 1), r"not a readable sidecar \(has more than 64 MiB\)"),
         ('{"num_samples": 6}', "not a readable sidecar"),
         ({"classes": None}, "its classes are no list of names"),
         ({"classes": "abc"}, "its classes are no list of names"),

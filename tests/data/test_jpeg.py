@@ -17,6 +17,7 @@ from ffcv_r50.data import jpeg
 from ffcv_r50.data.crops import Window
 from ffcv_r50.data.decode import Scratch, Stored, decode_jpeg, scaling
 from ffcv_r50.errors import UserError
+from tests.data.conftest import encode, make_image
 
 Pixels = npt.NDArray[np.uint8]
 Make = Callable[..., Any]
@@ -43,7 +44,7 @@ class Decoded:
         array = np.frombuffer(data, np.uint8)
         empty: Any = np.empty(0, np.int64)
         stored = Stored(
-            array,
+            -1,
             array,
             empty,
             empty,
@@ -239,7 +240,11 @@ def test_damaged_bytes_never_crash(seed: int) -> None:
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
     counts = {int(s): int(n) for s, n in (pair.split(":") for pair in done.stdout.split())}
     assert sum(counts.values()) == 6000
-    for status in (jpeg.GOOD, *(s for s in jpeg.REASONS if s != jpeg.TOO_LARGE), jpeg.LIBRARY):
+    for status in (
+        jpeg.GOOD,
+        *(s for s in jpeg.REASONS if s not in (jpeg.TOO_LARGE, jpeg.TOO_MANY_SCANS)),
+        jpeg.LIBRARY,
+    ):
         assert counts[status] > 0
 
 
@@ -250,3 +255,25 @@ def test_without_the_library_the_error_names_the_packages(monkeypatch: pytest.Mo
     monkeypatch.setattr("ctypes.CDLL", missing)
     with pytest.raises(UserError, match=r"libturbojpeg0.*conda.*libjpeg-turbo"):
         jpeg.library.__wrapped__()
+
+
+def test_a_progressive_jpeg_of_hundreds_of_large_scans_is_refused_at_once(
+    decompressor: jpeg.Decompressor,
+) -> None:
+    """A few thousand bytes that would take minutes: every scan goes over all pixels."""
+    side = 8000
+    data = bytearray(encode(make_image(16, 16), progressive=True))
+    frame = data.index(b"\xff\xc2")
+    data[frame + 5 : frame + 9] = bytes([side >> 8, side & 255] * 2)
+    scan = data.rindex(b"\xff\xda")
+    bomb = bytes(data[:-2]) + bytes(data[scan:-2]) * 500 + b"\xff\xd9"
+    assert len(bomb) < 30_000
+    window = (0, 0, side, side)
+    refused = Decoded(decompressor.handle, bomb, (side, side), window)
+    assert refused.status == jpeg.TOO_MANY_SCANS
+    # As many of a small image are no bomb.
+    small = encode(make_image(16, 16), progressive=True)
+    more = small[:-2] + small[small.rindex(b"\xff\xda") : -2] * 500 + b"\xff\xd9"
+    assert Decoded(decompressor.handle, more, (16, 16), (0, 0, 16, 16)).status != (
+        jpeg.TOO_MANY_SCANS
+    )

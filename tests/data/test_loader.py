@@ -25,7 +25,7 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.crops import center_crop, random_crop, random_flip
 from ffcv_r50.data.loader import Batch, Draw, Epoch, EvalLoader, TrainLoader
 from ffcv_r50.data.order import random_order
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import RunFault, UserError
 
 Make = Callable[..., Any]
 Sample = tuple[int, int, bytes]
@@ -61,11 +61,12 @@ def samples_of(batch: Batch) -> list[Sample]:
 
 def pixels_of(dataset: Beton, index: int) -> npt.NDArray[np.uint8]:
     """The whole image, by Pillow."""
-    begin, size = dataset.offsets[index], dataset.sizes[index]
-    data = dataset.bytes[begin : begin + size]
+    data = dataset.read(index)
     if dataset.modes[index] == beton.MODE_RAW:
-        return np.asarray(data).reshape(dataset.heights[index], dataset.widths[index], 3)
-    return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+        return np.frombuffer(data, np.uint8).reshape(
+            dataset.heights[index], dataset.widths[index], 3
+        )
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def resized(pixels: npt.NDArray[np.uint8], window: tuple[int, ...], side: int) -> Any:
@@ -327,6 +328,26 @@ def test_an_image_too_large_is_a_bad_image(
     monkeypatch.setattr(decode, "MAX_PIXELS", 90 * 90)
     with pytest.raises(UserError, match=r"sample \d+ .*more pixels than the loader takes"):
         copies(EvalLoader(small_dataset, batch_size=4, resolution=32, crop_ratio=1.0).epoch())
+
+
+@pytest.mark.parametrize("bad_images", ["error", "gray"])
+@pytest.mark.parametrize("mode", [beton.MODE_JPEG, beton.MODE_RAW])
+def test_a_file_that_becomes_shorter_is_a_fault_of_the_run(
+    small_dataset: Beton, tmp_path: Path, bad_images: str, mode: int
+) -> None:
+    """Mapped into memory it would end the process by SIGBUS."""
+    path = tmp_path / "shrinks.beton"
+    path.write_bytes(small_dataset.path.read_bytes())
+    dataset = Beton(path)
+    sample = int(np.flatnonzero(dataset.modes == mode)[0])
+    loader = EvalLoader(dataset, batch_size=1, resolution=32, crop_ratio=1.0, bad_images=bad_images)
+    end = int(dataset.offsets[sample] + dataset.sizes[sample])
+    os.truncate(path, end - 1)
+    with pytest.raises(
+        RunFault,
+        match=rf"^{path}: has become shorter since it was opened: sample \d+ should end at byte",
+    ):
+        copies(loader.epoch())
 
 
 @pytest.mark.timeout(60)

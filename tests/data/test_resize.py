@@ -22,7 +22,7 @@ def _resize(source: Pixels, window: Window, size: tuple[int, int], flip: bool = 
     nothing = np.empty(0, np.uint8)
     empty: Any = np.empty(0, np.int64)
     stored = Stored(
-        nothing,
+        -1,
         nothing,
         empty,
         empty,

@@ -47,7 +47,7 @@ def test_samples_never_cross_a_page(tmp_path: Path, blobs: list[bytes]) -> None:
     pages = set()
     for i, blob in enumerate(blobs):
         start, end = int(dataset.offsets[i]), int(dataset.offsets[i] + dataset.sizes[i])
-        assert dataset.bytes[start:end].tobytes() == blob
+        assert dataset.read(i) == blob
         assert start // PAGE == (end - 1) // PAGE
         pages.add(start // PAGE)
     assert pages == set(range(1, len(pages) + 1))  # without holes, behind the metadata

@@ -71,11 +71,10 @@ Write = Callable[..., beton.Beton]
 
 
 def pixels(dataset: beton.Beton, i: int) -> Pixels:
-    start = dataset.offsets[i]
-    stored = dataset.bytes[start : start + dataset.sizes[i]]
+    stored = dataset.read(i)
     if dataset.modes[i] == beton.MODE_RAW:
-        return stored.reshape(dataset.heights[i], dataset.widths[i], 3)
-    with Image.open(io.BytesIO(stored.tobytes())) as image:
+        return np.frombuffer(stored, np.uint8).reshape(dataset.heights[i], dataset.widths[i], 3)
+    with Image.open(io.BytesIO(stored)) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
         return np.asarray(image)
 
