@@ -262,6 +262,7 @@ def train_step(
         micro_batches=plan.micro_batches,
         ranks=world.size,
         clipping=config.clipping.build(network, models.classifier(network)),
+        sam=config.sam,
         compiled=training.compile,
     )
 

@@ -30,6 +30,7 @@ augment:
   - erasing: {{probability: {{0: 0.8, 2: 0.2}}}}
   - mix: {{mixup: 0.2, cutmix: {{0: 1, 2: 0.5}}, probability: 0.9}}
   - note: {{folder: '{folder}'}}
+sam:       {{rho: 0.05, interval: 2}}
 averages:
   - ema: {{half_life: 0.5}}
   - swa: {{start: 0.5, period: 0.25, images: 20}}

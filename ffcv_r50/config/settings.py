@@ -21,6 +21,7 @@ from ffcv_r50.registry import Options, Range, check_ordered
 from ffcv_r50.training.averages import AVERAGES, NETWORK, AverageOptions
 from ffcv_r50.training.losses import LOSSES, LossOptions
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
+from ffcv_r50.training.sam import Sam
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOptions
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
@@ -296,6 +297,7 @@ class Config(Options):
     clipping: Annotated[ClippingOptions, CLIPPINGS] = Unclipped()
     """What keeps gradients small, by its name here. It is applied once a step, to the gradient over
     the whole batch."""
+    sam: Sam = Sam()
     loss: Annotated[LossOptions, LOSSES] = CrossEntropy()
     """What is minimised, by its name here. Evaluation reports the plain cross-entropy."""
     augment: tuple[Annotated[TransformOptions, TRANSFORMS], ...] = ()
@@ -334,8 +336,10 @@ class Config(Options):
 
     @property
     def varying(self) -> dict[str, Varying]:
-        """The options of augmentations that change during training: ``mix.cutmix``, ..."""
-        return {
+        """What changes during training beside the schedule: ``sam.rho``, and options of augmentations
+        such as ``mix.cutmix``."""
+        rho = {} if self.sam.rho.constant else {"sam.rho": self.sam.rho}
+        return rho | {
             f"{TRANSFORMS.name_of(options)}.{name}": value
             for options in self.augment
             for name, value in options
@@ -403,7 +407,7 @@ def resolve(words: Mapping[str, Sequence[str]], *, needs_data: bool = True) -> C
     hint = "" if path else "name a recipe: --config rcp/rn50_16ep.yaml"
     config = declaration.build(Config, given, hint)
     if needs_data:
-        _check_data(config)
+        check_data(config)
     config._notices = notices
     return config
 
@@ -510,7 +514,11 @@ def _check_rows(config: Config) -> None:
     training, schedule = config.training, config.schedule
     constants = declaration.declared(type(training))
     places = [(f"schedule.{name}", "", row) for name, row in schedule.rows.items()]
-    places += [("augment", f"{name} ", row) for name, row in config.varying.items()]
+    settings = declaration.declared(Config)
+    places += [
+        (name, "", row) if name in settings else ("augment", f"{name} ", row)
+        for name, row in config.varying.items()
+    ]
     for key, name, row in places:
         last = row.points[-1].epoch
         if last > training.epochs:
@@ -595,7 +603,12 @@ def resolution_at(keyframes: Keyframes, epoch: int) -> int:
     return int(side) if side in keyframes.values else round(side / 32) * 32
 
 
-def _check_data(config: Config) -> None:
+def check_data(config: Config) -> None:
+    """See that what a run reads and writes is named.
+
+    Raises:
+        UserError: something is not.
+    """
     evaluates = config.training.eval_only
     needed = {
         "data.train_dataset": not evaluates and not config.data.train_dataset,

@@ -24,6 +24,7 @@ from ffcv_r50.tools import flops, recipe_words
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.losses import LOSSES
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
+from ffcv_r50.training.sam import PLAIN
 from ffcv_r50.training.transforms import TRANSFORMS
 
 IMAGENET_SAMPLES = 1_281_167
@@ -203,6 +204,10 @@ def _chosen(config: Config) -> dict[str, str]:
     chosen = {}
     if config.clipping != Unclipped():
         chosen["clipping"] = CLIPPINGS.name_of(config.clipping) + _options(config.clipping)
+    if config.sam != PLAIN:
+        chosen["sam"] = _options(config.sam).removeprefix(", ") + (
+            "; its second passes are not among the operations below"
+        )
     if config.loss != CrossEntropy():
         chosen["loss"] = LOSSES.name_of(config.loss) + _options(config.loss)
     if config.augment:

@@ -16,6 +16,7 @@ from ffcv_r50.training.averages import NETWORK
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
+from ffcv_r50.training.sam import PLAIN, Sam, uphill
 
 
 class TrainStep:
@@ -32,6 +33,7 @@ class TrainStep:
         micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
         ranks: that share a step, each with as many micro-batches.
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
+        sam: where the step's gradient is taken, see :mod:`ffcv_r50.training.sam`.
         compiled: run the network through torch.compile.
     """
 
@@ -48,6 +50,7 @@ class TrainStep:
         micro_batches: int,
         ranks: int,
         clipping: Clipping = unclipped,
+        sam: Sam = PLAIN,
         compiled: bool = False,
     ) -> None:
         self.network = network
@@ -58,6 +61,8 @@ class TrainStep:
         self._transforms = transforms
         self._loss = loss
         self._clip = clipping
+        self._sam = sam
+        self._trained: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         self._draws = draws
         self._micro_batches = micro_batches
         self._parts = micro_batches * ranks
@@ -75,11 +80,14 @@ class TrainStep:
             stop: whether this rank asks to stop.
 
         Returns:
-            float32 [3] on the device, the same on every rank: the mean loss over the global batch,
-            the number of ranks that ask to stop, and the norm of the gradient before clipping.
-            Where it is not finite, an fp16 step was skipped and any other spoilt the network.
+            float32 [3] on the device, the same on every rank: the mean loss over the global batch
+            (at the weights themselves), the number of ranks that ask to stop, and the norm of the
+            gradient that the step takes, before clipping. Where it is not finite, an fp16 step was
+            skipped and any other spoilt the network.
         """
         sums, statistics = self._sums, self._statistics
+        radius = self._sam.radius(step)
+        kept: list[Batch] = []
         self.network.train()
         optim.set_hyperparameters(
             self.optimizer,
@@ -90,15 +98,24 @@ class TrainStep:
         statistics.begin()
         sums.begin(stop)
         for _ in range(self._micro_batches):
-            logits, targets = self._logits(next(batches), step)
-            loss = self._loss(logits, targets, step)
-            # Divided by the parts of all ranks before the backward pass: a gradient is the same
-            # number whichever rank computes it, and no pass over all of them divides it later.
-            self.scaler.scale(loss / self._parts).backward()
-            sums.loss += loss.detach()
+            batch = self._transformed(next(batches), step)
+            if radius:  # normalised images are no longer in the loader's memory, plain targets are
+                kept.append(batch._replace(targets=batch.targets.clone()))
+            sums.loss += self._add_gradients(batch, step)
             statistics.add_to(sums.statistics)
         sums.reduce()
-        statistics.advance(sums.statistics / self._parts, self._micro_batches)
+        loss, votes, mean = (
+            sums.loss / self._parts,
+            sums.votes.clone(),
+            sums.statistics / self._parts,
+        )
+        if radius:
+            with uphill(self._trained, torch.linalg.vector_norm(sums.gradients), radius):
+                sums.begin(stop=False)
+                for batch in kept:
+                    self._add_gradients(batch, step)
+                sums.reduce()
+        statistics.advance(mean, self._micro_batches + len(kept))
         self.scaler.unscale_(self.optimizer)
         norm = torch.linalg.vector_norm(sums.gradients)
         self._clip(sums.gradients, norm)
@@ -106,21 +123,33 @@ class TrainStep:
         self.scaler.update()
         for average in self.averages.values():
             average.update(self.network, step)
-        return torch.stack([sums.loss / self._parts, sums.votes, norm])
+        return torch.stack([loss, votes, norm])
 
     def networks(self) -> dict[str, nn.Module]:
         """What is evaluated: the network, and its averages as far as there is anything in them."""
         found = {name: average.network() for name, average in self.averages.items()}
         return {NETWORK: self.network} | {name: net for name, net in found.items() if net}
 
-    def _logits(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-        """float32 logits of a micro-batch in training, and the targets that go with them."""
+    def _add_gradients(self, batch: Batch, step: Step) -> Tensor:
+        """Add a micro-batch's share to the step's gradient; returns its mean loss."""
+        loss = self._loss(self._logits(batch, step), batch.targets, step)
+        # Divided by the parts of all ranks before the backward pass: a gradient is the same
+        # number whichever rank computes it, and no pass over all of them divides it later.
+        self.scaler.scale(loss / self._parts).backward()
+        return loss.detach()
+
+    def _transformed(self, batch: Batch, step: Step) -> Batch:
+        """A micro-batch as the network sees it."""
         for transform in self._transforms:
             batch = transform(batch, step)
+        return batch
+
+    def _logits(self, batch: Batch, step: Step) -> Tensor:
+        """float32 logits of a transformed micro-batch, in training."""
         self._draws.begin(step.number, batch.positions)
         with self.precision.autocast():
-            logits = self._forward(batch.images)
-        return logits.float(), batch.targets
+            logits: Tensor = self._forward(batch.images)
+        return logits.float()
 
     @torch.no_grad()
     def recompute_statistics(
@@ -145,7 +174,7 @@ class TrainStep:
             sums, parts = torch.zeros_like(self._sums.statistics), 0
             for step in steps:
                 for _ in range(self._micro_batches):
-                    self._logits(next(batches), step)
+                    self._logits(self._transformed(next(batches), step), step)
                     self._statistics.add_to(sums)
                 parts += self._parts
             distributed.all_reduce_sum(sums)

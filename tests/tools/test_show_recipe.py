@@ -106,6 +106,9 @@ def test_the_page_names_the_optimizer_and_its_options(capsys: pytest.CaptureFixt
     assert "clipping" not in text
     text = squeeze(page_of(capsys, "--clipping.name=agc", "--clipping.at=0.02"))
     assert "clipping agc, at 0.02, eps 0.001 run" in text
+    assert "sam rho" not in text
+    text = squeeze(page_of(capsys, "--sam.rho=0.05", "--sam.interval=5"))
+    assert "sam rho 0.05, interval 5; its second passes are not among the operations" in text
 
 
 def test_the_page_says_how_the_command_line_changed_the_recipe(
