@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ffcv_r50 import distributed, optim
 from ffcv_r50.models.batchnorm import RunningStatistics
 from ffcv_r50.models.dropout import Draws
+from ffcv_r50.optim import Parts
 from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.averages import NETWORK
@@ -32,6 +33,7 @@ class TrainStep:
         micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
         ranks: that share a step, each with as many micro-batches.
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
+        parts: of the network, as the optimizer's groups know them; None for a single one.
         compiled: run the network through torch.compile.
     """
 
@@ -48,6 +50,7 @@ class TrainStep:
         micro_batches: int,
         ranks: int,
         clipping: Clipping = unclipped,
+        parts: Parts | None = None,
         compiled: bool = False,
     ) -> None:
         self.network = network
@@ -58,9 +61,10 @@ class TrainStep:
         self._transforms = transforms
         self._loss = loss
         self._clip = clipping
+        self._parts = parts or Parts(network)
         self._draws = draws
         self._micro_batches = micro_batches
-        self._parts = micro_batches * ranks
+        self._passes = micro_batches * ranks
         self._statistics = RunningStatistics(network)
         self._sums = StepSums(network.parameters(), self._statistics.size)
         # Evaluation and checkpoints use self.network itself, free of the wrapper's names.
@@ -80,25 +84,26 @@ class TrainStep:
             Where it is not finite, an fp16 step was skipped and any other spoilt the network.
         """
         sums, statistics = self._sums, self._statistics
-        self.network.train()
+        self._parts.train(step.epoch)
         optim.set_hyperparameters(
             self.optimizer,
             lr=step.values["lr"],
             momentum=step.values["momentum"],
             weight_decay=step.values["weight_decay"],
+            multipliers=self._parts.at(step.epoch),
         )
         statistics.begin()
         sums.begin(stop)
         for _ in range(self._micro_batches):
             logits, targets = self._logits(next(batches), step)
             loss = self._loss(logits, targets, step)
-            # Divided by the parts of all ranks before the backward pass: a gradient is the same
+            # Divided by the passes of all ranks before the backward pass: a gradient is the same
             # number whichever rank computes it, and no pass over all of them divides it later.
-            self.scaler.scale(loss / self._parts).backward()
+            self.scaler.scale(loss / self._passes).backward()
             sums.loss += loss.detach()
             statistics.add_to(sums.statistics)
         sums.reduce()
-        statistics.advance(sums.statistics / self._parts, self._micro_batches)
+        statistics.advance(sums.statistics / self._passes, self._micro_batches)
         self.scaler.unscale_(self.optimizer)
         norm = torch.linalg.vector_norm(sums.gradients)
         self._clip(sums.gradients, norm)
@@ -106,7 +111,7 @@ class TrainStep:
         self.scaler.update()
         for average in self.averages.values():
             average.update(self.network, step)
-        return torch.stack([sums.loss / self._parts, sums.votes, norm])
+        return torch.stack([sums.loss / self._passes, sums.votes, norm])
 
     def networks(self) -> dict[str, nn.Module]:
         """What is evaluated: the network, and its averages as far as there is anything in them."""
@@ -128,7 +133,8 @@ class TrainStep:
     ) -> None:
         """Give ``network`` the batch-norm statistics that the images of some steps have with its weights.
 
-        They are the mean over the steps' micro-batches on all ranks. All ranks must call it.
+        They are the mean over the steps' micro-batches on all ranks. All ranks must call it. Those of
+        parts that are frozen in the first step stay.
 
         Args:
             network: with the names and shapes of the one that is trained, which lends it its forward
@@ -141,15 +147,16 @@ class TrainStep:
         kept = copy.deepcopy(self.network.state_dict())
         try:
             self.network.load_state_dict(network.state_dict())
-            self.network.train()
-            sums, parts = torch.zeros_like(self._sums.statistics), 0
+            sums, passes = torch.zeros_like(self._sums.statistics), 0
             for step in steps:
+                if not passes:
+                    self._parts.train(step.epoch)
                 for _ in range(self._micro_batches):
                     self._logits(next(batches), step)
                     self._statistics.add_to(sums)
-                parts += self._parts
+                passes += self._passes
             distributed.all_reduce_sum(sums)
-            self._statistics.replace(sums / parts)
+            self._statistics.replace(sums / passes)
             # Everything but the statistics is the network's own already.
             network.load_state_dict(self.network.state_dict())
         finally:
