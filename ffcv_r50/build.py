@@ -4,7 +4,6 @@ import copy
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,9 +18,10 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.logs.console import Console, EpochLines
 from ffcv_r50.logs.jsonl import JsonLines
 from ffcv_r50.logs.sinks import Sinks
-from ffcv_r50.models import pretrained, sizes
+from ffcv_r50.models import cached_weights, pretrained, sizes
 from ffcv_r50.models.batchnorm import share_statistics
 from ffcv_r50.models.dropout import draw_by_position
+from ffcv_r50.optim import Parts, layers
 from ffcv_r50.recipe import Plan
 from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
@@ -208,7 +208,7 @@ def start_from_weights(config: Config, network: nn.Module, console: Console) -> 
     if config.model.weights:
         with distributed.errors_on_all_ranks():
             where = f"model.weights={config.model.weights}"
-            weights = checkpoint.load_weights(Path(config.model.weights), where)
+            weights = checkpoint.load_weights(cached_weights.file_of(config.model.weights), where)
             taken = pretrained.start_from(network, weights, where)
             console.say(f"starts from {config.model.weights}: {taken}")
         # Machines may have other files under the same path.
@@ -223,6 +223,17 @@ def batch_transforms(config: Config, num_classes: int, device: torch.device) -> 
         if isinstance(options, BatchOptions)
     ]
     return [Normalize(device), *chosen]
+
+
+def lr_parts(config: Config, network: nn.Module) -> Parts:
+    """The parts of the network that have learning rates of their own.
+
+    Raises:
+        InvalidSetting: it has no such part, or all of it is frozen at some time.
+    """
+    training = config.training
+    depths = layers.depths(network)
+    return Parts(network, training.lr_multipliers, training.layer_decay, depths, training.epochs)
 
 
 def train_step(
@@ -250,7 +261,8 @@ def train_step(
     network = share_statistics(network, plan.group_size)
     training = config.training
     peak_lr = max(config.schedule.lr.values)
-    groups = optim.parameter_groups(network, training.decay_norm_and_bias, peak_lr)
+    parts = lr_parts(config, network)
+    groups = optim.parameter_groups(network, training.decay_norm_and_bias, peak_lr, parts)
     return TrainStep(
         network,
         config.optimizer.build(groups, momentum=recipe.values(config, 0.0)["momentum"]),
@@ -263,6 +275,7 @@ def train_step(
         ranks=world.size,
         clipping=config.clipping.build(network, models.classifier(network)),
         sam=config.sam,
+        parts=parts,
         compiled=training.compile,
     )
 

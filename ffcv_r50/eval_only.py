@@ -6,6 +6,7 @@ from ffcv_r50 import build, distributed, models
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs.console import Console
+from ffcv_r50.models import pretrained, sizes
 from ffcv_r50.run import checkpoint
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.precision import Precision
@@ -19,9 +20,9 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
         weights = checkpoint.load_weights(Path(config.checkpoint.file))
         if config.model.arch in models.AUXILIARY:  # torchvision's have layers for training only
             weights = {k: v for k, v in weights.items() if not k.lower().startswith("aux")}
-        # The classifier comes last in every torchvision network.
-        sizes = [len(tensor) for tensor in weights.values() if tensor.ndim]
-        num_classes = sizes[-1] if sizes else 0
+        named = sizes.on_meta(num_classes=val_set.num_classes, **config.model.network)
+        head = weights.get(pretrained.head_names(named)[0])
+        num_classes = val_set.num_classes if head is None else len(head)
         if val_set.num_classes > num_classes:
             raise UserError(
                 f"--checkpoint={config.checkpoint.file}: has {num_classes} classes, "

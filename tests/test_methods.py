@@ -15,7 +15,9 @@ from tests.conftest import Dataset
 RECIPE = """
 model:     {{arch: mobilenet_v3_small}}
 data:      {{num_workers: 2, crop_scale: [0.3, 1.0], repeats: 3}}
-training:  {{epochs: 2, batch_size: 16, norm_batch_size: 8, label_smoothing: 0.1, deterministic: true}}
+training:
+  {{epochs: 2, batch_size: 16, norm_batch_size: 8, label_smoothing: 0.1, deterministic: true,
+   lr_multipliers: {{features.0: {{0: 0, 0.6: 0, 1: 0.5}}, classifier.3: 2}}, layer_decay: {{0: 0.9, 2: 1}}}}
 augment:
   - trivial_augment: {{}}
   - randaugment: {{magnitude: {{0: 9, 2: 3}}, magnitude_std: 0.5, increasing: true}}

@@ -182,8 +182,15 @@ def _tree(config: Options) -> dict[str, Any]:
             tree[key] = [{registry.name_of(thing): _tree(thing)} for thing in value]
         elif isinstance(value, Options):
             tree[key] = _tree(value)
-        elif isinstance(value, tuple):
-            tree[key] = list(value)
         else:
-            tree[key] = value.to_yaml() if hasattr(value, "to_yaml") else value
+            tree[key] = plain(value)
     return tree
+
+
+def plain(value: Any) -> Any:
+    """The value of a setting, as YAML and JSON write it."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return value.to_yaml() if hasattr(value, "to_yaml") else value

@@ -1,8 +1,9 @@
 """The types that settings have: how errors call them, and what a node of YAML says as one of them.
 
 Int, float, bool, str, Literal, tuples of them, any of them ``| None``, ``Annotated[..., Range(...)]``,
-keyframes (classes with ``from_pairs`` and ``to_yaml``) and numbers that may have them, and things by
-name, see :mod:`ffcv_r50.registry`.
+keyframes (classes with ``from_pairs`` and ``to_yaml``) and numbers that may have them, tables of such
+by names that the user chooses (``dict[str, ...]``), and things by name, see
+:mod:`ffcv_r50.registry`.
 """
 
 import difflib
@@ -68,6 +69,8 @@ def name_of(kind: Any) -> str:
     if origin is tuple:
         several = re.sub(r"^an? (\w+)", r"\1s", name_of(arguments[0]))
         return f"a list of {'' if ... in arguments else 'two '}{several}"
+    if origin is dict:
+        return f"a table {{name: value}} of {name_of(arguments[1])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     return names[kind] if kind in names else str(kind.expected)
 
@@ -120,6 +123,8 @@ def _plain(node: yaml.Node, kind: Any) -> Any:
         kinds = get_args(wanted)
         each = itertools.chain(kinds, itertools.repeat(str))
         return tuple(map(_plain, node.value, itertools.repeat(kinds[0]) if ... in kinds else each))
+    if isinstance(node, yaml.MappingNode) and get_origin(wanted) is dict:
+        return _rows(node, get_args(wanted)[1])
     if isinstance(node, yaml.MappingNode) and hasattr(wanted, "from_pairs"):
         pairs = [(key.value, value.value) for key, value in node.value]
         return wanted.from_pairs(pairs) if all(isinstance(v, str) for _, v in pairs) else pairs
@@ -135,3 +140,16 @@ def _plain(node: yaml.Node, kind: Any) -> Any:
     if wanted in (float, Varying) and NUMBER.fullmatch(text):
         return parse_number(text)
     return text
+
+
+def _rows(node: yaml.MappingNode, kind: Any) -> dict[str, Any]:
+    """The values of a table by name; each is checked here, where an error knows which it is."""
+    rows: dict[str, Any] = {}
+    for key, value in node.value:
+        if key.value in rows:
+            raise ValueError(f"{key.value} is given twice")
+        try:
+            rows[key.value] = read(value, kind)
+        except ValueError as error:
+            raise ValueError(f"{key.value}: {error}") from error
+    return rows

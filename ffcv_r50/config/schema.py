@@ -57,9 +57,7 @@ def _setting(field: Setting) -> dict[str, Any]:
     else:
         found = TypeAdapter(field.kind).json_schema()
     if field.default is not PydanticUndefined and not registry_of(field.kind):
-        default = field.default
-        default = default.to_yaml() if hasattr(default, "to_yaml") else default
-        found["default"] = list(default) if isinstance(default, tuple) else default
+        found["default"] = declaration.plain(field.default)
     return {"description": " ".join(field.text.split()), **found}
 
 

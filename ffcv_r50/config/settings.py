@@ -7,7 +7,7 @@ strictly, is :mod:`ffcv_r50.config.reader`.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from ffcv_r50.config import command_line, declaration, kinds, reader, reference
 from ffcv_r50.config.declaration import Given
@@ -43,13 +43,14 @@ class Model(Options):
     """The network."""
 
     arch: str = "resnet50"
-    """Any torchvision classification model, by its name there. The number of classes comes from the
-    dataset."""
+    """Any torchvision classification model, by its name there, or `timm/NAME` for timm's (install
+    `ffcv_r50[timm]`). The number of classes comes from the dataset."""
     blurpool: bool = False
     """Blur before each strided convolution of 16 channels or more (anti-aliasing; Zhang 2019, as in
     ffcv-imagenet)."""
     zero_init_residual: bool = False
-    """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only."""
+    """Start the last batch-norm of each residual block at zero (Goyal et al. 2017). ResNets only;
+    timm's do so in any case."""
     prior_head_bias: bool = False
     """Start the last layer's bias at -log(classes), as Mosaic does for `loss.name: bce`, whose loss
     would begin with each class as likely as not."""
@@ -57,10 +58,12 @@ class Model(Options):
     """Probability that the last residual branch is left out for an image, the first ones less; null
     is the architecture's own: none in ResNets."""
     dropout: Probability | None = None
-    """Probability of the network's dropout; null is the architecture's own."""
+    """Probability of the network's dropout (timm's: of that before the last layer); null is the
+    architecture's own."""
     weights: str = ""
-    """A file of weights to start from: of this toolkit, torchvision or timm. The last layer is new
-    where the classes are others."""
+    """Weights to start from: a file of this toolkit, torchvision or timm, or a name of torchvision's,
+    such as `ResNet50_Weights.IMAGENET1K_V2`, whose file is in its cache. The last layer is new where
+    the classes are others."""
 
     @property
     def network(self) -> dict[str, Any]:
@@ -122,6 +125,13 @@ class Training(Options):
     """Momentum of SGD and LARS, or the first beta of AdamW and LAMB."""
     decay_norm_and_bias: bool = False
     """Apply weight decay to the parameters of normalisation layers and to biases, too."""
+    lr_multipliers: dict[str, Annotated[Varying, Range(at_least=0)]] = Field(default_factory=dict)
+    """What the learning rate is multiplied by in parts of the network, such as
+    `{fc: 10, layer1: {0: 0, 2: 0, 4: 1}}`; of parts inside of each other the inner one's holds. 0
+    freezes: weights and batch-norm statistics stand still. Evaluated for each optimizer step."""
+    layer_decay: Annotated[Varying, Range(above=0, at_most=1)] = Varying(1)
+    """Each layer's learning rate is this times that of the layer above it (timm's `--layer-decay`): of
+    a ResNet's classifier, residual blocks and stem; of other networks' outermost modules."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """`fp16` goes with a gradient scaler; `auto` is bf16 on GPUs that have it, else fp16, and fp32
     on the CPU."""
@@ -335,16 +345,21 @@ class Config(Options):
         return declaration.to_yaml(self)
 
     @property
-    def varying(self) -> dict[str, Varying]:
-        """What changes during training beside the schedule: ``sam.rho``, and options of augmentations
-        such as ``mix.cutmix``."""
-        rho = {} if self.sam.rho.constant else {"sam.rho": self.sam.rho}
-        return rho | {
-            f"{TRANSFORMS.name_of(options)}.{name}": value
+    def varying(self) -> dict[tuple[str, str], Varying]:
+        """What changes during training outside of the schedule, by setting and the name in it:
+        ``("augment", "mix.cutmix")``, ``("training.lr_multipliers", "layer1")``, ...
+        """
+        found = {
+            ("augment", f"{TRANSFORMS.name_of(options)}.{name}"): value
             for options in self.augment
             for name, value in options
-            if isinstance(value, Varying) and not value.constant
+            if isinstance(value, Varying)
         }
+        multipliers = self.training.lr_multipliers.items()
+        found |= {("training.lr_multipliers", part): value for part, value in multipliers}
+        found["training.layer_decay", ""] = self.training.layer_decay
+        found["sam.rho", ""] = self.sam.rho
+        return {place: value for place, value in found.items() if not value.constant}
 
     @property
     def recomputed_images(self) -> dict[str, int]:
@@ -448,9 +463,12 @@ def _check(config: Config) -> None:
     config.loss.check(config.largest_label_smoothing, None)
     _check_resolution(config)
     _check_saving(config)
-    from ffcv_r50 import models  # here: torchvision takes seconds, and the errors above should not
+    # Here: torchvision takes seconds, and the errors above should not.
+    from ffcv_r50 import models
+    from ffcv_r50.models import cached_weights
 
     models.check_arch(config.model.arch)
+    cached_weights.check_name(config.model.weights)
 
 
 def _check_batches(config: Config) -> None:
@@ -514,18 +532,14 @@ def _check_rows(config: Config) -> None:
     training, schedule = config.training, config.schedule
     constants = declaration.declared(type(training))
     places = [(f"schedule.{name}", "", row) for name, row in schedule.rows.items()]
-    settings = declaration.declared(Config)
-    places += [
-        (name, "", row) if name in settings else ("augment", f"{name} ", row)
-        for name, row in config.varying.items()
-    ]
+    places += [(key, name, row) for (key, name), row in config.varying.items()]
     for key, name, row in places:
         last = row.points[-1].epoch
         if last > training.epochs:
             raise InvalidSetting(
                 key,
-                f"{name}has a keyframe at epoch {last:g}, after the end of the run "
-                f"(training.epochs is {training.epochs})",
+                f"{f'{name} has' if name else 'has'} a keyframe at epoch {last:g}, after the end of "
+                f"the run (training.epochs is {training.epochs})",
             )
     for name, row in schedule.rows.items():
         for value in row.values if name in constants else ():

@@ -1,12 +1,14 @@
-"""Networks: torchvision's architectures, with anti-aliased down-sampling where asked for."""
+"""Networks: torchvision's architectures, with anti-aliased down-sampling where asked for; timm's."""
 
 import math
+from typing import Any
 
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ffcv_r50.errors import InvalidSetting, UserError, nearest
+from ffcv_r50.models import timm_networks
 from ffcv_r50.models.blurpool import blur_strided_convolutions
 from ffcv_r50.models.regularisation import set_dropout, set_stochastic_depth
 
@@ -21,10 +23,11 @@ def build(
     stochastic_depth: float | None = None,
     dropout: float | None = None,
 ) -> nn.Module:
-    """A freshly initialised torchvision classifier; its parameter names are torchvision's.
+    """A freshly initialised classifier; its parameter names are torchvision's, or timm's.
 
     Args:
-        arch: a name of ``torchvision.models.list_models(torchvision.models)``.
+        arch: a name of ``torchvision.models.list_models(torchvision.models)``, or ``timm/`` and one of
+            ``timm.list_models()``, see :mod:`ffcv_r50.models.timm_networks`.
         num_classes: size of the last layer.
         blurpool: blur before each strided convolution, see :mod:`ffcv_r50.models.blurpool`.
         zero_init_residual: start the last batch-norm of each residual block at zero, so that every
@@ -40,9 +43,39 @@ def build(
         A module mapping float [n, 3, height, width] to logits [n, num_classes].
 
     Raises:
-        UserError: torchvision has no such classifier, or the option does not apply to it.
+        UserError: there is no such classifier, or the option does not apply to it.
     """
     check_arch(arch)
+    if arch.startswith(timm_networks.PREFIX):
+        if blurpool:
+            raise UserError(
+                "model.blurpool: is for torchvision's networks; timm has some that blur, such as "
+                "timm/resnetblur50"
+            )
+        model = timm_networks.build(
+            arch.removeprefix(timm_networks.PREFIX),
+            num_classes,
+            zero_init_residual=zero_init_residual,
+            stochastic_depth=stochastic_depth,
+            dropout=dropout,
+        )
+    else:
+        model = _torchvisions(
+            arch, num_classes, blurpool, zero_init_residual, stochastic_depth, dropout
+        )
+    if prior_head_bias:
+        _set_prior(classifier(model), arch)
+    return model
+
+
+def _torchvisions(
+    arch: str,
+    num_classes: int,
+    blurpool: bool,
+    zero_init_residual: bool,
+    stochastic_depth: float | None,
+    dropout: float | None,
+) -> nn.Module:
     # These two return auxiliary logits in training, which no recipe of ours has a loss for.
     options = {"aux_logits": False, "init_weights": True} if arch in AUXILIARY else {}
     model: nn.Module = torchvision.models.get_model(
@@ -56,17 +89,18 @@ def build(
         raise UserError(f"model.stochastic_depth: {arch} has no residual branches; leave it out")
     if dropout is not None and not set_dropout(model, dropout):
         raise UserError(f"model.dropout: {arch} has no dropout; leave it out")
-    if prior_head_bias:
-        _set_prior(classifier(model), arch)
     return model
 
 
 def check_arch(arch: str) -> None:
-    """Whether torchvision has a classifier of this name.
+    """Whether there is a classifier of this name.
 
     Raises:
-        InvalidSetting: it has none; names the nearest.
+        InvalidSetting: there is none; names the nearest.
     """
+    if arch.startswith(timm_networks.PREFIX):
+        timm_networks.check_name(arch.removeprefix(timm_networks.PREFIX))
+        return
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
         near = nearest(arch, known)
@@ -77,8 +111,11 @@ def check_arch(arch: str) -> None:
         )
 
 
-def classifier(network: nn.Module) -> nn.Linear | nn.Conv2d:
-    """The last layer with weights of a torchvision classifier: what gives the logits."""
+def classifier(network: Any) -> nn.Linear | nn.Conv2d:
+    """The last layer with weights: what gives the logits."""
+    if hasattr(network, "get_classifier"):  # timm's, whose modules may stand in another order
+        found: nn.Linear | nn.Conv2d = network.get_classifier()
+        return found
     layers = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     return layers[-1]
 
@@ -93,8 +130,11 @@ def _set_prior(head: nn.Linear | nn.Conv2d, arch: str) -> None:
         UserError: it has no bias, or none that training could raise again.
     """
     classes = head.weight.shape[0]
-    if isinstance(head, nn.Conv2d):  # SqueezeNet's, below a ReLU
-        raise UserError(f"model.prior_head_bias: {arch} has no logits below 0; leave it out")
+    if isinstance(head, nn.Conv2d):  # SqueezeNet's is below a ReLU: no logit could be below 0
+        raise UserError(
+            f"model.prior_head_bias: is for networks that end in a linear layer, {arch} ends in a "
+            "convolution; leave it out"
+        )
     if head.bias is None:
         raise UserError(
             f"model.prior_head_bias: {arch} has a last layer without bias; leave it out"

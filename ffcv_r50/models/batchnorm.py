@@ -10,6 +10,7 @@ Where there are more processes than parts, several share one: :func:`share_stati
 normalise by the statistics of all their samples together.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -25,14 +26,15 @@ class RunningStatistics:
 
     Takes over the momentum of the model's batch-norms: during a step their buffers hold the
     statistics of the last part (momentum 1), after :meth:`advance` the running averages again.
-    A model without batch-norm has :attr:`size` 0 and every call does nothing.
+    A model without batch-norm has :attr:`size` 0 and every call does nothing. Norms that are in
+    evaluation mode during a step (those of frozen parts) keep their averages to the bit.
 
     Args:
         model: already on its device.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [
+        self._norms = norms = [
             module
             for module in model.modules()
             if isinstance(module, _BatchNorm) and module.running_mean is not None
@@ -74,19 +76,21 @@ class RunningStatistics:
         """
         if self.size:
             self.replace(self._average.lerp_(mean, self._momenta))
-            torch._foreach_sub_(self._counts, parts - 1)
+            counts = itertools.compress(self._counts, [norm.training for norm in self._norms])
+            if moving := list(counts):
+                torch._foreach_sub_(moving, parts - 1)
 
     def replace(self, statistics: Tensor) -> None:
-        """Set the running averages.
+        """Set the running averages of the norms that are in training mode.
 
         Args:
             statistics: float [size].
         """
-        parts = statistics.split([buffer.numel() for buffer in self._buffers])
-        torch._foreach_copy_(
-            self._buffers,
-            [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)],
-        )
+        sizes = [buffer.numel() for buffer in self._buffers]
+        training = [norm.training for norm in self._norms for _ in ("mean", "var")]
+        if buffers := list(itertools.compress(self._buffers, training)):
+            parts = itertools.compress(statistics.split(sizes), training)
+            torch._foreach_copy_(buffers, list(parts))
 
 
 def share_statistics(model: nn.Module, group_size: int) -> nn.Module:
@@ -107,14 +111,27 @@ def share_statistics(model: nn.Module, group_size: int) -> nn.Module:
         return model
     group, _ = dist.new_subgroups(group_size, timeout=distributed.collective_timeout())
     if all(parameter.is_cuda for parameter in model.parameters()):
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
-        return converted
+        return synchronised(model, group)
     return _replace(model, group)
+
+
+def synchronised(model: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
+    """The model with torch's batch-norm over several GPUs, or timm's where norms have activations."""
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    if any(isinstance(module, _BatchNorm) and _is_followed(module) for module in model.modules()):
+        from timm.layers.norm_act import convert_sync_batchnorm as convert
+    converted: nn.Module = convert(model, group)
+    return converted
+
+
+def _is_followed(norm: nn.Module) -> bool:
+    """Whether it is timm's BatchNormAct2d, which drops and activates what it normalised."""
+    return hasattr(norm, "drop") and hasattr(norm, "act")
 
 
 def _replace(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     if isinstance(module, _BatchNorm):
-        return GroupBatchNorm(module, group)
+        return (FollowedGroupBatchNorm if _is_followed(module) else GroupBatchNorm)(module, group)
     for name, child in module.named_children():
         module.add_module(name, _replace(child, group))
     return module
@@ -155,6 +172,19 @@ class GroupBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
             self.num_batches_tracked += 1
+        return out
+
+
+class FollowedGroupBatchNorm(GroupBatchNorm):
+    """The same of timm's BatchNormAct2d: with its dropout and activation behind it."""
+
+    def __init__(self, norm: Any, group: dist.ProcessGroup) -> None:
+        super().__init__(norm, group)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As :class:`GroupBatchNorm`, then drop and activate."""
+        out: Tensor = self.act(self.drop(super().forward(input)))
         return out
 
 

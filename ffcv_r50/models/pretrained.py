@@ -31,7 +31,7 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     ours = network.state_dict()
     # torchvision's GoogLeNet and Inception have layers for an auxiliary loss, which ours lack.
     given = {n: t for n, t in given.items() if n in ours or not n.lower().startswith("aux")}
-    head = _head(network)
+    head = head_names(network)
     replaced = any(name not in given or given[name].shape != ours[name].shape for name in head)
     if replaced:
         given = {name: tensor for name, tensor in given.items() if name not in head}
@@ -56,17 +56,17 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     return f"all layers but the last ({', '.join(head)}), which is new: its classes are others"
 
 
+def head_names(network: nn.Module) -> list[str]:
+    """The names of the classifier's parameters, its weight first."""
+    head = models.classifier(network)
+    last = next(name for name, module in network.named_modules() if module is head)
+    return [f"{last}.{name}" for name, _ in head.named_parameters()]
+
+
 def _unwrapped(name: str) -> str:
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
-
-
-def _head(network: nn.Module) -> list[str]:
-    """The parameters of the classifier, which comes last in every torchvision network."""
-    head = models.classifier(network)
-    last = next(name for name, module in network.named_modules() if module is head)
-    return [f"{last}.{name}" for name, _ in head.named_parameters()]
 
 
 def _size(tensor: Tensor) -> str:

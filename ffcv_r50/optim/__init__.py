@@ -1,5 +1,7 @@
 """Optimizers by name, the groups of parameters they get, and what is set before each step."""
 
+import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from ffcv_r50.optim.adamw import AdamW
 from ffcv_r50.optim.lamb import Lamb
 from ffcv_r50.optim.lars import Lars
 from ffcv_r50.optim.optimizer import OPTIMIZERS, Optimizer
+from ffcv_r50.optim.parts import Parts
 from ffcv_r50.optim.sgd import SGD
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "Lamb",
     "Lars",
     "Optimizer",
+    "Parts",
     "load_state",
     "parameter_groups",
     "set_hyperparameters",
@@ -30,40 +34,62 @@ MARKS = ("betas", "trust", "layerwise")
 
 
 def parameter_groups(
-    model: nn.Module, decay_norm_and_bias: bool, peak_lr: float = 1.0
+    model: nn.Module,
+    decay_norm_and_bias: bool,
+    peak_lr: float = 1.0,
+    parts: Parts | None = None,
 ) -> list[dict[str, Any]]:
-    """Split the parameters into those that decay and those that do not.
+    """Split the parameters into those that decay and those that do not, in each part.
 
     Norms are found by the type of their module, so those of ResNet's down-sampling branch
-    (``downsample.1``), which ffcv-imagenet's rule by name (``'bn' in name``) lets decay, do not.
+    (``downsample.1``), which ffcv-imagenet's rule by name (``'bn' in name``) lets decay, do not. Nor do
+    other parameters of one dimension (scales of layers), and what a network of timm's names itself
+    (positions, tokens), as in timm.
 
     Args:
         model: whose parameters are split.
-        decay_norm_and_bias: put scales of norms and all biases into the decaying group too.
+        decay_norm_and_bias: put all of them into the decaying group too.
         peak_lr: the highest learning rate of the run.
+        parts: of the model, where they have rates of their own.
 
     Returns:
-        Groups for a torch optimizer, marked ``decays`` and ``peak_lr``: decaying first; an empty group
-        is left out. Their weight decay is 0 until :func:`set_hyperparameters` sets it.
+        Groups for a torch optimizer, marked ``decays``, ``peak_lr`` and ``part`` (its number in
+        ``parts``): part by part, decaying first; an empty group is left out. Their weight decay is 0
+        until :func:`set_hyperparameters` sets it.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    named: Any = getattr(model, "no_weight_decay", set)()
+    for prefix, module in model.named_modules():
+        for inner, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            name = f"{prefix}.{inner}".removeprefix(".")
             spared = not decay_norm_and_bias and (
-                isinstance(module, NORMS) or name.endswith("bias")
+                isinstance(module, NORMS)
+                or parameter.dim() <= 1
+                or inner.endswith("bias")
+                or any(fnmatch.fnmatchcase(name, pattern) for pattern in named)
             )
-            (no_decay if spared else decay).append(parameter)
-    both: dict[str, Any] = {"weight_decay": 0.0, "peak_lr": peak_lr}
-    groups = [
-        {"params": decay, "decays": True, **both},
-        {"params": no_decay, "decays": False, **both},
+            groups.setdefault((parts.number(name) if parts else 0, spared), []).append(parameter)
+    return [
+        {
+            "params": groups[part, spared],
+            "decays": not spared,
+            "part": part,
+            "weight_decay": 0.0,
+            "peak_lr": peak_lr,
+        }
+        for part, spared in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def set_hyperparameters(
-    optimizer: torch.optim.Optimizer, *, lr: float, momentum: float, weight_decay: float
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    multipliers: Sequence[float] = (1.0,),
 ) -> None:
     """Use these from the next step on, in every group.
 
@@ -72,9 +98,10 @@ def set_hyperparameters(
         lr: learning rate.
         momentum: SGD's momentum, or the first beta of Adam and LAMB.
         weight_decay: of the groups that decay.
+        multipliers: of the learning rate, by the number of the group's part.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * multipliers[group["part"]]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
         if "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])

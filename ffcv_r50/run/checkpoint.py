@@ -6,8 +6,10 @@ checked before anything is believed. It holds tensors and plain Python values on
 :mod:`ffcv_r50.run.versions`.
 """
 
+import argparse
 import contextlib
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -27,6 +29,10 @@ LAST = "last.pt"
 PREVIOUS = "previous.pt"
 BEST = "best.pt"
 DAMAGED = "damaged.pt"
+
+
+OLD = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+"""What a file of torch before 1.6 begins with."""
 
 
 class DamagedCheckpoint(Exception):
@@ -214,10 +220,13 @@ def load(path: Path) -> dict[str, Any]:
         UserError: a later version wrote it, in a format that this one does not know.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (member := archive.testzip()) is not None:
-                raise DamagedCheckpoint(f"{path}: the checksum of {member} is wrong")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not _is_of_old(path):
+            with zipfile.ZipFile(path) as archive:
+                if (member := archive.testzip()) is not None:
+                    raise DamagedCheckpoint(f"{path}: the checksum of {member} is wrong")
+        # timm's and torchvision's scripts save their command line with the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except DamagedCheckpoint:
@@ -226,6 +235,15 @@ def load(path: Path) -> dict[str, Any]:
         reason = str(error).partition("\n")[0][:100]
         raise DamagedCheckpoint(f"{path}: not a whole checkpoint ({reason})") from error
     return versions.upgraded(str(path), state) if isinstance(state, dict) else state
+
+
+def _is_of_old(path: Path) -> bool:
+    """Whether it begins as what torch wrote before 1.6: no archive, without checksums.
+
+    Some of torchvision's and timm's weights are from then; nothing of ours is.
+    """
+    with open(path, "rb") as file:
+        return file.read(len(OLD)) == OLD
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -290,7 +308,8 @@ def _load_named(path: Path, setting: str) -> dict[str, Any]:
 
 
 def load_weights(path: Path, setting: str = "") -> dict[str, torch.Tensor]:
-    """The network's weights from a checkpoint of ours, a plain state dict, or one in a checkpoint.
+    """The network's weights from a checkpoint of ours, a plain state dict, or one in a checkpoint; or
+    from a file of safetensors, as timm publishes them.
 
     Args:
         path: the file.
@@ -300,6 +319,8 @@ def load_weights(path: Path, setting: str = "") -> dict[str, torch.Tensor]:
         UserError: there is no such file, or it is none of them.
     """
     setting = setting or f"--checkpoint={path}"
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path, setting)
     state = _load_named(path, setting)
     weights: dict[str, torch.Tensor] = state["learner"]["model"] if "learner" in state else state
     for key in ("state_dict", "model"):  # as timm's and torchvision's scripts save them
@@ -308,3 +329,15 @@ def load_weights(path: Path, setting: str = "") -> dict[str, torch.Tensor]:
     if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
         raise UserError(f"{setting}: holds no state dict of a network")
     return weights
+
+
+def _load_safetensors(path: Path, setting: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{setting}: needs safetensors: pip install 'ffcv_r50[timm]'") from error
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{setting}: cannot be read ({error})") from error

@@ -50,7 +50,7 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
         _settings("", config.to_yaml(), type(config)),
     )
     changes = {
-        key: f"{key} ({_shown(before[key])} -> {_shown(now[key])})"
+        key: f"{key} ({declaration.plain(before[key])} -> {declaration.plain(now[key])})"
         # Where a thing is another one its options are not compared.
         for key in sorted(before.keys() & now.keys())
         if before[key] != now[key]
@@ -105,11 +105,6 @@ def _flat(tree: dict[str, Any], known: Collection[str], prefix: str = "") -> dic
         else:
             flat[key] = value
     return flat
-
-
-def _shown(value: Any) -> Any:
-    value = value.to_yaml() if hasattr(value, "to_yaml") else value
-    return list(value) if isinstance(value, tuple) else value
 
 
 # ---------------------------------------------------------------------------------------- datasets

@@ -5,6 +5,7 @@ they are written in. Older formats are upgraded, step by step, as they are read;
 refused.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ UPGRADES: Sequence[Callable[[State], State]] = (_name_no_datasets,)
 
 def current() -> dict[str, str]:
     """Versions of everything that shapes a result."""
-    return ffcv_r50.versions(torch, torchvision, numpy, numba) | {
+    networks = [sys.modules["timm"]] if "timm" in sys.modules else []
+    return ffcv_r50.versions(torch, torchvision, numpy, numba, *networks) | {
         "cuda": torch.version.cuda or "",
         "cudnn": str(torch.backends.cudnn.version() or ""),
     }

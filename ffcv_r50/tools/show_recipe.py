@@ -10,13 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_r50 import recipe
+from ffcv_r50 import build, recipe
 from ffcv_r50.config import reference
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
-from ffcv_r50.keyframes import Keyframes
-from ffcv_r50.optim import OPTIMIZERS
+from ffcv_r50.keyframes import Keyframes, Varying
+from ffcv_r50.models import sizes
+from ffcv_r50.optim import OPTIMIZERS, layers
 from ffcv_r50.optim.clipping import CLIPPINGS
 from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.registry import Options, Range
@@ -163,6 +164,7 @@ def _facts(config: Config, dataset: Dataset, world_size: int) -> Table:
         "epoch": f"{_count(steps, 'step')}, {_shown(config, dataset, steps)}",
         **rows,
         **_chosen(config),
+        **_rates(config, dataset),
         "run": f"{_count(training.epochs, 'epoch')}, {training.epochs * steps:,} steps",
         "evaluation": f"each epoch at {validation.resolution} px, crop ratio "
         f"{validation.crop_ratio:g}, {averaged}; {tested}",
@@ -219,6 +221,20 @@ def _chosen(config: Config) -> dict[str, str]:
     return chosen
 
 
+def _rates(config: Config, dataset: Dataset) -> dict[str, str]:
+    """Where parts of the network have learning rates of their own: which."""
+    network = sizes.on_meta(num_classes=dataset.classes, **config.model.network)
+    build.lr_parts(config, network)  # which knows whether there are such parts
+    training = config.training
+    rates = [f"{part} x {_value(row)}" for part, row in training.lr_multipliers.items()]
+    if training.layer_decay != Varying(1):
+        count = 1 + max(layers.depths(network).values())
+        rates.append(
+            f"x {_value(training.layer_decay)} from each of {count} layers to the next lower"
+        )
+    return {"rates": "; ".join(rates)} if rates else {}
+
+
 def _options(thing: Options) -> str:
     return "".join(
         f", {name.replace('_', ' ')}" + ("" if value is True else f" {_value(value)}")
@@ -243,7 +259,10 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
     rows = config.schedule.rows.items()
-    changing = {name: row for name, row in rows if name != "resolution"} | config.varying
+    changing = {name: row for name, row in rows if name != "resolution"}
+    for (setting, name), row in config.varying.items():
+        section = "" if setting == "augment" else setting.rpartition(".")[2]
+        changing[f"{section}.{name}".strip(".")] = row
     words = [name.replace("_", "\n").replace(".", "\n") for name in changing]
     ends = [f"{name}\n{end}" for name in words for end in ("start", "end")]
     for column in ("epoch", "px", *ends, "steps", "images", per_image, per_epoch):

@@ -21,9 +21,10 @@ class StepSums:
     """The sums of a step: gradients, loss, votes to stop, batch-norm statistics.
 
     Parameters' ``.grad`` are views of the buffer from here on; backward passes add to them in place.
+    Parameters that are frozen for a time keep their places, with zeros there and no ``.grad``.
 
     Args:
-        parameters: float32, on one device; those that need no gradient are left out.
+        parameters: float32, on one device; those that need no gradient now are left out for good.
         statistics: numbers of batch-norm's, see
             :class:`~ffcv_r50.models.batchnorm.RunningStatistics`.
     """
@@ -41,9 +42,12 @@ class StepSums:
         self.loss: Tensor = self._buffer[end]
         self.votes: Tensor = self._buffer[end + 1]
         self.statistics: Tensor = self._buffer[end + 2 :]
-        for parameter, start in zip(trained, starts, strict=True):
-            # With the parameter's own strides (channels-last), or autograd would replace the view.
-            parameter.grad = self._buffer.as_strided(parameter.shape, parameter.stride(), start)
+        # With the parameter's own strides (channels-last), or autograd would replace the view.
+        self._views = [
+            (parameter, self._buffer.as_strided(parameter.shape, parameter.stride(), start))
+            for parameter, start in zip(trained, starts, strict=True)
+        ]
+        self.begin(stop=False)
 
     def begin(self, stop: bool) -> None:
         """Before the first forward pass of a step.
@@ -53,6 +57,9 @@ class StepSums:
         """
         self._buffer.zero_()
         self.votes.fill_(float(stop))
+        for parameter, view in self._views:
+            # Optimizers pass over parameters without a gradient; one of zeros would still decay.
+            parameter.grad = view if parameter.requires_grad else None
 
     def reduce(self) -> None:
         """After the last backward pass: sum over all ranks."""

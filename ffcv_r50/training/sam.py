@@ -7,7 +7,7 @@ of processes.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import torch
@@ -42,22 +42,24 @@ PLAIN = Sam()
 
 
 @contextlib.contextmanager
-def uphill(parameters: list[Tensor], norm: Tensor, radius: float) -> Iterator[None]:
+def uphill(parameters: Iterable[Tensor], norm: Tensor, radius: float) -> Iterator[None]:
     """Weights that lie ``radius`` up along their gradients, for as long as the context lasts.
 
     They come back from a copy, to the bit: adding and subtracting would round twice.
 
     Args:
-        parameters: with gradients, which any common factor leaves the same (a gradient scaler's).
+        parameters: those that have gradients move, which any common factor of them leaves the same (a
+            gradient scaler's); frozen ones have none.
         norm: of all gradients together, a scalar on the device; the same on every rank, as they are.
         radius: the distance.
     """
     with torch.no_grad():
-        kept = [parameter.clone() for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_add_(parameters, torch._foreach_mul(gradients, radius / (norm + EPSILON)))
+        pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+        moved, gradients = [p for p, _ in pairs], [gradient for _, gradient in pairs]
+        kept = [parameter.clone() for parameter in moved]
+        torch._foreach_add_(moved, torch._foreach_mul(gradients, radius / (norm + EPSILON)))
     try:
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(parameters, kept)
+            torch._foreach_copy_(moved, kept)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ffcv_r50 import distributed, optim
 from ffcv_r50.models.batchnorm import RunningStatistics
 from ffcv_r50.models.dropout import Draws
+from ffcv_r50.optim import Parts
 from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.averages import NETWORK
@@ -34,6 +35,7 @@ class TrainStep:
         ranks: that share a step, each with as many micro-batches.
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
         sam: where the step's gradient is taken, see :mod:`ffcv_r50.training.sam`.
+        parts: of the network, as the optimizer's groups know them; None for a single one.
         compiled: run the network through torch.compile.
     """
 
@@ -51,6 +53,7 @@ class TrainStep:
         ranks: int,
         clipping: Clipping = unclipped,
         sam: Sam = PLAIN,
+        parts: Parts | None = None,
         compiled: bool = False,
     ) -> None:
         self.network = network
@@ -62,10 +65,10 @@ class TrainStep:
         self._loss = loss
         self._clip = clipping
         self._sam = sam
-        self._trained: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+        self._parts = parts or Parts(network)
         self._draws = draws
         self._micro_batches = micro_batches
-        self._parts = micro_batches * ranks
+        self._passes = micro_batches * ranks
         self._statistics = RunningStatistics(network)
         self._sums = StepSums(network.parameters(), self._statistics.size)
         # Evaluation and checkpoints use self.network itself, free of the wrapper's names.
@@ -88,12 +91,13 @@ class TrainStep:
         sums, statistics = self._sums, self._statistics
         radius = self._sam.radius(step)
         kept: list[Batch] = []
-        self.network.train()
+        self._parts.train(step.epoch)
         optim.set_hyperparameters(
             self.optimizer,
             lr=step.values["lr"],
             momentum=step.values["momentum"],
             weight_decay=step.values["weight_decay"],
+            multipliers=self._parts.at(step.epoch),
         )
         statistics.begin()
         sums.begin(stop)
@@ -105,12 +109,14 @@ class TrainStep:
             statistics.add_to(sums.statistics)
         sums.reduce()
         loss, votes, mean = (
-            sums.loss / self._parts,
+            sums.loss / self._passes,
             sums.votes.clone(),
-            sums.statistics / self._parts,
+            sums.statistics / self._passes,
         )
         if radius:
-            with uphill(self._trained, torch.linalg.vector_norm(sums.gradients), radius):
+            with uphill(
+                self.network.parameters(), torch.linalg.vector_norm(sums.gradients), radius
+            ):
                 sums.begin(stop=False)
                 for batch in kept:
                     self._add_gradients(batch, step)
@@ -133,9 +139,9 @@ class TrainStep:
     def _add_gradients(self, batch: Batch, step: Step) -> Tensor:
         """Add a micro-batch's share to the step's gradient; returns its mean loss."""
         loss = self._loss(self._logits(batch, step), batch.targets, step)
-        # Divided by the parts of all ranks before the backward pass: a gradient is the same
+        # Divided by the passes of all ranks before the backward pass: a gradient is the same
         # number whichever rank computes it, and no pass over all of them divides it later.
-        self.scaler.scale(loss / self._parts).backward()
+        self.scaler.scale(loss / self._passes).backward()
         return loss.detach()
 
     def _transformed(self, batch: Batch, step: Step) -> Batch:
@@ -157,7 +163,8 @@ class TrainStep:
     ) -> None:
         """Give ``network`` the batch-norm statistics that the images of some steps have with its weights.
 
-        They are the mean over the steps' micro-batches on all ranks. All ranks must call it.
+        They are the mean over the steps' micro-batches on all ranks. All ranks must call it. Those of
+        parts that are frozen in the first step stay.
 
         Args:
             network: with the names and shapes of the one that is trained, which lends it its forward
@@ -170,15 +177,16 @@ class TrainStep:
         kept = copy.deepcopy(self.network.state_dict())
         try:
             self.network.load_state_dict(network.state_dict())
-            self.network.train()
-            sums, parts = torch.zeros_like(self._sums.statistics), 0
+            sums, passes = torch.zeros_like(self._sums.statistics), 0
             for step in steps:
+                if not passes:
+                    self._parts.train(step.epoch)
                 for _ in range(self._micro_batches):
                     self._logits(self._transformed(next(batches), step), step)
                     self._statistics.add_to(sums)
-                parts += self._parts
+                passes += self._passes
             distributed.all_reduce_sum(sums)
-            self._statistics.replace(sums / parts)
+            self._statistics.replace(sums / passes)
             # Everything but the statistics is the network's own already.
             network.load_state_dict(self.network.state_dict())
         finally:

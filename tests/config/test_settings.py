@@ -11,7 +11,7 @@ import pytest
 from ffcv_r50.config import declaration, reader, settings
 from ffcv_r50.config.settings import Config, Training
 from ffcv_r50.errors import UserError
-from ffcv_r50.keyframes import Keyframes
+from ffcv_r50.keyframes import Keyframes, Varying
 from ffcv_r50.logs.sinks import SINKS
 from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW
 from ffcv_r50.registry import Registry
@@ -47,6 +47,21 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
     return str(caught.value).replace(f"{recipe.parent}/", "")
 
 
+def test_multipliers_read_back(recipe: Path) -> None:
+    given = "--training.lr_multipliers={fc: 10, layer1.0: {0: 0, 2: 0, 4: cosine 1}}"
+    config = load(recipe, given, "--training.layer_decay={0: 0.5, 16: 1}")
+    assert config.training.lr_multipliers == {
+        "fc": Varying(10),
+        "layer1.0": Varying({0: 0, 2: 0, 4: "cosine 1"}),
+    }
+    written = reader.from_yaml(Config, config.to_yaml(), "y.yaml")
+    assert declaration.build(Config, written) == config
+    assert set(config.varying) == {
+        ("training.lr_multipliers", "layer1.0"),
+        ("training.layer_decay", ""),
+    }
+
+
 # ---------------------------------------------------------------------------- what fits together
 
 
@@ -57,6 +72,15 @@ def error_of(recipe: Path, *argv: str, needs_data: bool = False) -> str:
         ("--training.batch_size=256", "x.yaml:5: training.norm_batch_size: 512 does not divide training.batch_size 256; pass --training.norm_batch_size=256"),
         ("--training.norm_batch_size=500", "command line: --training.norm_batch_size: 500 does not divide training.batch_size 4096; pass --training.norm_batch_size=256 or a multiple of 500 as training.batch_size"),
         ("--training.epochs=12", "x.yaml:7: schedule.lr: has a keyframe at epoch 16, after the end of the run (training.epochs is 12)"),
+        ("--training.lr_multipliers={fc: -1}", "command line: --training.lr_multipliers: fc: expected a number or keyframes {epoch: number, ...}, numbers at least 0, got -1"),
+        ("--training.lr_multipliers={fc: {0: 1, 2: x}}", "command line: --training.lr_multipliers: fc: '2: x' is not a keyframe; expected epoch: value, epoch: KIND value or interpolation: KIND, where KIND is linear or cosine or step or exponential or power N"),
+        ("--training.lr_multipliers={fc: 1, fc: 2}", "command line: --training.lr_multipliers: fc is given twice"),
+        ("--training.lr_multipliers=0.1", "command line: --training.lr_multipliers: expected a table {name: value} of a number or keyframes {epoch: number, ...}, numbers at least 0, got '0.1'"),
+        ("--training.lr_multipliers={fc: {0: 1, 17: 2}}", "command line: --training.lr_multipliers: fc has a keyframe at epoch 17, after the end of the run (training.epochs is 16)"),
+        ("--training.layer_decay={0: 1, 17: 0.5}", "command line: --training.layer_decay: has a keyframe at epoch 17, after the end of the run (training.epochs is 16)"),
+        ("--training.layer_decay=0", "command line: --training.layer_decay: expected a number or keyframes {epoch: number, ...}, numbers above 0 and at most 1, got 0"),
+        ("--model.weights=ResNet18_Weights.IMAGENET1K_V9", "command line: --model.weights: torchvision has no weights 'ResNet18_Weights.IMAGENET1K_V9'; did you mean ResNet18_Weights.IMAGENET1K_V1?"),
+        ("--model.arch=timm/resnet18dd", "command line: --model.arch: timm has no network 'resnet18dd'; did you mean timm/resnet18d?"),
         ("--training.epochs=24", "x.yaml:7: schedule.lr: is 0 from epoch 16 to the end of the run (training.epochs is 24)"),
         ("--schedule.lr={0: -1}", "command line: --schedule.lr: expected rates of at least 0, got -1"),
         ("--schedule.resolution={0: 160, 20: 192}", "command line: --schedule.resolution: has a keyframe at epoch 20, after the end of the run (training.epochs is 16)"),

@@ -113,7 +113,7 @@ def test_errors_name_the_setting() -> None:
     with pytest.raises(UserError, match=r"model\.zero_init_residual: vgg11 has no ResNet blocks"):
         models.build("vgg11", 10, zero_init_residual=True)
     with pytest.raises(
-        UserError, match=r"model\.prior_head_bias: squeezenet1_1 has no logits below"
+        UserError, match=r"model\.prior_head_bias: is for .* squeezenet1_1 ends in a convolution"
     ):
         models.build("squeezenet1_1", 10, prior_head_bias=True)
     with pytest.raises(

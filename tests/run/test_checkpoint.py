@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, verified, nothing executed."""
 
+import argparse
 import os
 import resource
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from ffcv_r50.errors import RunFault, UserError
@@ -86,6 +88,23 @@ def test_weights_come_from_a_checkpoint_and_from_a_plain_state_dict(tmp_path: Pa
     torch.save({"w": torch.full((300,), 1.0)}, tmp_path / "plain.pt")
     for name in (checkpoint.LAST, "plain.pt"):
         assert torch.equal(checkpoint.load_weights(tmp_path / name)["w"], torch.ones(300))
+
+
+def test_weights_as_others_save_them(tmp_path: Path) -> None:
+    weights = {"w": torch.arange(300.0)}
+    torch.save(weights, tmp_path / "of_old.pth", _use_new_zipfile_serialization=False)
+    # As timm's train.py does.
+    script = {"epoch": 3, "state_dict": weights, "args": argparse.Namespace(model="resnet50")}
+    torch.save(script, tmp_path / "checkpoint.pth.tar")
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    for path in tmp_path.iterdir():
+        assert torch.equal(checkpoint.load_weights(path)["w"], weights["w"]), path
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * 2 // 3])
+        with pytest.raises(UserError, match=rf"^--checkpoint={path}: "):
+            checkpoint.load_weights(path)
+    with pytest.raises(UserError, match=r"none\.safetensors: cannot be read \(No such file"):
+        checkpoint.load_weights(tmp_path / "none.safetensors")
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -214,3 +214,16 @@ def test_what_is_chosen_by_name_is_on_the_page(capsys: pytest.CaptureFixture[str
     assert "averages" not in page
     page = squeeze(page_of(capsys, "--averages=[{ema: {half_life: 2}}]"))
     assert "averages ema, half life 2.0" in page
+
+
+def test_rates_of_parts_are_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = ["--training.lr_multipliers={conv1: 0, layer1: {0: 0, 4: 1}}"]
+    page = squeeze(page_of(capsys, *rates, "--training.layer_decay=0.9"))
+    expected = (
+        "rates conv1 x 0; layer1 x {0: 0, 4: 1}; x 0.9 from each of 18 layers to the next lower"
+    )
+    assert expected in page
+    # Also where it starts and ends in each epoch, and what it costs.
+    assert page.count("layer1") == 4
+    with pytest.raises(UserError, match=r"lr_multipliers: .* no part 'layer5' .* mean layer\d\?"):
+        page_of(capsys, "--training.lr_multipliers={layer5: 0}")

@@ -46,8 +46,11 @@ class UnitwiseClipping:
     @torch.no_grad()
     def __call__(self, gradients: Tensor, norm: Tensor) -> None:
         """See :class:`~ffcv_r50.optim.clipping.Clipping`."""
-        own: list[Any] = [parameter.grad for parameter in self._parameters]
-        of_weights = [_unit_norms(parameter) for parameter in self._parameters]
+        trained = [parameter for parameter in self._parameters if parameter.grad is not None]
+        if not trained:  # but the last layer
+            return
+        own: list[Any] = [parameter.grad for parameter in trained]
+        of_weights = [_unit_norms(parameter) for parameter in trained]
         of_gradients = [_unit_norms(gradient) for gradient in own]
         largest = _flat(of_weights).clamp(min=self._eps) * self._at
         lengths = _flat(of_gradients)
