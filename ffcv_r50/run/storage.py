@@ -3,21 +3,38 @@
 Both have the same calls, so that the training loop reads the same on every rank.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import atomic_write
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import checkpoint, compatibility, run_folder, versions
 
 State = dict[str, Any]
 """Of a run, see :mod:`ffcv_r50.run.checkpoint`; empty where there is none."""
 Say = Callable[[str], None]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write a ``.npz``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # its own keywords are none of ours
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
 
 
 class Storage:
@@ -56,6 +73,9 @@ class Storage:
 
     def write_weights(self, networks: Mapping[str, nn.Module]) -> None:
         """Of the finished network and its averages, by name."""
+
+    def write_arrays(self, names: Sequence[str], arrays: Arrays) -> None:
+        """The same arrays under each of the names, as numpy's ``.npz``."""
 
     def last_row(self) -> dict[str, Any]:
         """The newest row of the log."""
@@ -152,6 +172,17 @@ class FolderStorage(run_folder.RunFolder, Storage):
         for name, network in networks.items():
             path = self.path / f"weights_{name}.pt"
             checkpoint.write_weights(self.weights if name == chosen else path, network.state_dict())
+
+    def write_arrays(self, names: Sequence[str], arrays: Arrays) -> None:
+        """See :meth:`Storage.write_arrays`; where they cannot be written, training goes on."""
+        for name in names:
+            try:
+                write_arrays(self.path / name, arrays)
+            except OSError as error:
+                self._warn(
+                    f"{self.path / name}: cannot be written ({error.strerror}); make room there. "
+                    "Training goes on"
+                )
 
     def last_row(self) -> dict[str, Any]:
         """See :meth:`Storage.last_row`."""

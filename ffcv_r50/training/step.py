@@ -13,6 +13,7 @@ from ffcv_r50.models.dropout import Draws
 from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.averages import NETWORK
+from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
@@ -31,6 +32,7 @@ class TrainStep:
         draws: of the network's dropout, see :mod:`ffcv_r50.models.dropout`.
         micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
         ranks: that share a step, each with as many micro-batches.
+        outcomes: what is noted of the images of a step.
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
         compiled: run the network through torch.compile.
     """
@@ -47,6 +49,7 @@ class TrainStep:
         draws: Draws,
         micro_batches: int,
         ranks: int,
+        outcomes: Outcomes,
         clipping: Clipping = unclipped,
         compiled: bool = False,
     ) -> None:
@@ -59,6 +62,7 @@ class TrainStep:
         self._loss = loss
         self._clip = clipping
         self._draws = draws
+        self._outcomes = outcomes
         self._micro_batches = micro_batches
         self._parts = micro_batches * ranks
         self._statistics = RunningStatistics(network)
@@ -75,11 +79,12 @@ class TrainStep:
             stop: whether this rank asks to stop.
 
         Returns:
-            float32 [3] on the device, the same on every rank: the mean loss over the global batch,
-            the number of ranks that ask to stop, and the norm of the gradient before clipping.
-            Where it is not finite, an fp16 step was skipped and any other spoilt the network.
+            float32 on the device, the same on every rank: the mean loss over the global batch, the
+            number of ranks that ask to stop, the norm of the gradient before clipping, and the
+            :class:`~ffcv_r50.training.outcomes.Outcomes`. Where the norm is not finite, an fp16 step
+            was skipped and any other spoilt the network.
         """
-        sums, statistics = self._sums, self._statistics
+        sums, statistics, outcomes = self._sums, self._statistics, self._outcomes
         self.network.train()
         optim.set_hyperparameters(
             self.optimizer,
@@ -89,15 +94,18 @@ class TrainStep:
         )
         statistics.begin()
         sums.begin(stop)
+        outcomes.begin()
         for _ in range(self._micro_batches):
-            logits, targets = self._logits(next(batches), step)
+            logits, targets, positions = self._logits(next(batches), step)
             loss = self._loss(logits, targets, step)
             # Divided by the parts of all ranks before the backward pass: a gradient is the same
             # number whichever rank computes it, and no pass over all of them divides it later.
             self.scaler.scale(loss / self._parts).backward()
             sums.loss += loss.detach()
             statistics.add_to(sums.statistics)
+            outcomes.add(logits, targets, positions)
         sums.reduce()
+        outcomes.begin_sum()
         statistics.advance(sums.statistics / self._parts, self._micro_batches)
         self.scaler.unscale_(self.optimizer)
         norm = torch.linalg.vector_norm(sums.gradients)
@@ -106,21 +114,22 @@ class TrainStep:
         self.scaler.update()
         for average in self.averages.values():
             average.update(self.network, step)
-        return torch.stack([sums.loss / self._parts, sums.votes, norm])
+        whole = torch.stack([sums.loss / self._parts, sums.votes, norm])
+        return torch.cat([whole, outcomes.end_sum()])
 
     def networks(self) -> dict[str, nn.Module]:
         """What is evaluated: the network, and its averages as far as there is anything in them."""
         found = {name: average.network() for name, average in self.averages.items()}
         return {NETWORK: self.network} | {name: net for name, net in found.items() if net}
 
-    def _logits(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-        """float32 logits of a micro-batch in training, and the targets that go with them."""
+    def _logits(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, range]:
+        """float32 logits of a micro-batch in training, and the targets and positions of its images."""
         for transform in self._transforms:
             batch = transform(batch, step)
         self._draws.begin(step.number, batch.positions)
         with self.precision.autocast():
             logits = self._forward(batch.images)
-        return logits.float(), batch.targets
+        return logits.float(), batch.targets, batch.positions
 
     @torch.no_grad()
     def recompute_statistics(
