@@ -240,7 +240,7 @@ def train_step(
         draws=draw_by_position(network, training.seed, world.device),
         micro_batches=plan.micro_batches,
         ranks=world.size,
-        outcomes=Outcomes(training.batch_size, world.device, each=False),
+        outcomes=Outcomes(training.batch_size, world.device, each=config.logging.samples),
         clipping=config.clipping.build(network, models.classifier(network)),
         compiled=training.compile,
     )

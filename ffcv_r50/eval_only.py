@@ -5,9 +5,9 @@ from pathlib import Path
 from ffcv_r50 import build, distributed, models
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import Arrays, write_arrays
 from ffcv_r50.logs.console import Console
 from ffcv_r50.run import checkpoint
-from ffcv_r50.run.storage import Arrays, write_arrays
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.predictions import Predictions

@@ -1,10 +1,17 @@
 """Files that appear under their name only when they are whole."""
 
 import contextlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""By their names."""
 
 
 @contextlib.contextmanager
@@ -33,6 +40,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays by name as numpy's ``.npz``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # its own keywords are none of ours
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
 
 
 def sync_folder(folder: Path) -> None:

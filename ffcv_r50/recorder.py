@@ -11,7 +11,9 @@ import torch
 
 from ffcv_r50 import recipe
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data.loader import TrainLoader
+from ffcv_r50.data.loader import SAMPLE, TrainLoader
+from ffcv_r50.logs.gpu import Monitor
+from ffcv_r50.logs.ledger import Ledger
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow, Measured, StepRow
 from ffcv_r50.logs.run_logs import Logs
@@ -73,8 +75,14 @@ class Recorder:
         self._logs = logs
         self._began: float | None = began
         self._counters = Counters()
+        self._ledger = Ledger(loader.dataset.num_samples) if self._keeps_samples else None
+        self._gpu = Monitor(gpu_uuid(device) if logs.writes else "")
         self._progress = Progress()
         self._since = _Time.of(self._progress)
+
+    @property
+    def _keeps_samples(self) -> bool:
+        return self._logs.writes and self._config.logging.samples
 
     def begin_epoch(self, progress: Progress) -> None:
         """The steps of an epoch that are left come next."""
@@ -93,6 +101,8 @@ class Recorder:
         if not self._logs.writes:
             return
         epoch, number = divmod(step.number, self._loader.steps_per_epoch)
+        if self._ledger:
+            self._ledger.add(self._loader.views(epoch)[number] & SAMPLE, values.each)
         self._logs.step(
             StepRow(
                 step=step.number,
@@ -162,8 +172,12 @@ class Recorder:
             save_seconds=counters.save_seconds,
             start_seconds=counters.start_seconds,
             peak_memory_bytes=peak_memory(self._device),
+            **self._gpu.take(),
         )
         self._counters = Counters()
+        if self._ledger:
+            self._logs.ledger(epoch, self._ledger.arrays())
+            self._ledger = Ledger(self._loader.dataset.num_samples)
         self._logs.epoch(row)
         return row
 
@@ -174,15 +188,26 @@ class Recorder:
 
     def close(self) -> None:
         """Nothing comes any more."""
+        self._gpu.close()
         self._logs.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What the rows to come depend on."""
-        return asdict(self._counters)
+        ledger = {"ledger": self._ledger.state_dict()} if self._ledger else {}
+        return asdict(self._counters) | ledger
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; from an empty one as older versions left it."""
-        self._counters = Counters(**state)
+        counters = dict(state)
+        ledger = counters.pop("ledger", None)
+        self._counters = Counters(**counters)
+        if self._ledger and ledger and len(ledger["loss"]) == self._loader.dataset.num_samples:
+            self._ledger.load_state_dict(ledger)
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """Of a GPU, whatever it is called here; empty for another device."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 def peak_memory(device: torch.device) -> int:

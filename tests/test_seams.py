@@ -7,6 +7,7 @@ import functools
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -15,7 +16,7 @@ from ffcv_r50.errors import FINISHED
 from ffcv_r50.logs.row import TIMES
 from ffcv_r50.run import checkpoint
 from tests import ranks
-from tests.conftest import Dataset
+from tests.conftest import TRAIN_IMAGES, Dataset
 from tests.logs.test_tensorboard import scalars
 from tests.logs.test_wandb import history
 
@@ -27,7 +28,7 @@ optimizer: {name: sign_sgd, gain: 2}
 loss:      {name: hinge, margin: 0.5}
 augment:   [{invert_pixels: {every: 3}}, {invert: {every: 3}}, {invert: {}}]
 averages:  [{latest: {}}]
-logging:   {every: 1, sinks: [{step_lines: {}}, {broken: {}}]}
+logging:   {every: 1, samples: true, sinks: [{step_lines: {}}, {broken: {}}]}
 schedule:  {lr: {0: 0.0005}, resolution: {0: 32}}
 validation: {resolution: 40, batch_size: 8}
 checkpoint: {every: 1 steps}
@@ -128,6 +129,21 @@ def test_killed_and_continued_with_all_of_them(
         assert points[0] == points[1]
         assert [number for number, _ in points[0]] == list(range(count))
     assert_same_history(finished, tmp_path / "run")
+    assert_same_ledgers(finished, tmp_path / "run")
+
+
+def assert_same_ledgers(one: Path, two: Path) -> None:
+    """The ledgers are the same to the bit, and say what the log does of all images together."""
+    for row in ranks.log(one):
+        ledgers = [np.load(run / "ledger" / f"epoch_{row['epoch'] + 1}.npz") for run in (one, two)]
+        for name in ("loss", "correct"):
+            np.testing.assert_array_equal(ledgers[0][name], ledgers[1][name])
+        loss, correct = ledgers[0]["loss"], ledgers[0]["correct"]
+        shown = ~np.isnan(loss)
+        assert loss.shape == (TRAIN_IMAGES,)
+        assert shown.sum() == 64  # four steps of sixteen
+        assert row["train_top_1"] == 100 * correct[shown].mean()
+        assert not correct[~shown].any()
 
 
 def assert_same_history(one: Path, two: Path) -> None:
@@ -152,3 +168,4 @@ def test_two_ranks_see_what_one_saw(
     ended = ranks.run(arguments, tmp_path, ranks=2, hook=register)
     assert ended.codes == [FINISHED] * 2, ended.outputs
     ranks.assert_same_run(finished, tmp_path / "run")
+    assert_same_ledgers(finished, tmp_path / "run")

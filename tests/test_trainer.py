@@ -39,6 +39,9 @@ KEYS = [
     "save_seconds",
     "start_seconds",
     "peak_memory_bytes",
+    "gpu_utilization",
+    "gpu_power_watts",
+    "gpu_clock_mhz",
 ]
 
 

@@ -240,6 +240,9 @@ class Logging(Options):
     every: Count = 50
     """Steps between two of which loss, gradient norm and speed are logged. What tells two runs apart
     (fingerprint of the data, learning rate) is logged of each step."""
+    samples: bool = False
+    """Keep of each training image in each epoch its loss and whether it was right: `ledger/` in the
+    folder, three bytes an image."""
     sinks: tuple[Annotated[SinkOptions, SINKS], ...] = ()
     """Where numbers go besides the console and the logs in the folder, such as `[{tensorboard: {}}]`."""
 

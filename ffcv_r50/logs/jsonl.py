@@ -88,7 +88,7 @@ class EpochLog:
                 append(self.path, self._unwritten[0])
                 del self._unwritten[0]
         except OSError as error:
-            self._warn(_unwritable(self.path, error))
+            self._warn(unwritable(self.path, error))
 
 
 class StepLog:
@@ -127,7 +127,7 @@ class StepLog:
             self._unwritten.clear()
         except OSError as error:
             if not self._warned:
-                self._warn(_unwritable(self.path, error))
+                self._warn(unwritable(self.path, error))
             self._warned = True
 
     def rewind(self, steps: int) -> None:
@@ -150,5 +150,6 @@ def _number(line: bytes) -> float:
         return math.inf
 
 
-def _unwritable(path: Path, error: OSError) -> str:
+def unwritable(path: Path, error: OSError) -> str:
+    """A line for the user about a file that the run can do without."""
     return f"{path}: cannot be written ({error.strerror}); make room there. Training goes on"

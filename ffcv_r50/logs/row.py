@@ -16,6 +16,9 @@ TIMES = (
     "save_seconds",
     "start_seconds",
     "peak_memory_bytes",
+    "gpu_utilization",
+    "gpu_power_watts",
+    "gpu_clock_mhz",
 )
 """Names of what differs between equal runs."""
 
@@ -97,6 +100,12 @@ class EpochRow:
     peak_memory_bytes: int = 0
     """Most that rank 0 had allocated at a time: of its GPU in this epoch, or on a CPU of main memory
     since it started."""
+    gpu_utilization: float | None = None
+    """Percent, mean since the row before, of rank 0's GPU; None without one or without its package."""
+    gpu_power_watts: float | None = None
+    """Likewise."""
+    gpu_clock_mhz: float | None = None
+    """Likewise, of the multiprocessors."""
 
     def values(self) -> dict[str, Any]:
         """Flat, under the names that logs use; those of an average begin with its name."""

@@ -4,12 +4,14 @@
 
     log.jsonl       a row an epoch          log.csv, log.md    the same as tables
     steps.jsonl     a row a step            sinks/             how far each sink got
+    ledger/         a file an epoch: each training image, where it is asked for
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ffcv_r50.logs import tables
+from ffcv_r50.files import Arrays, write_arrays
+from ffcv_r50.logs import jsonl, tables
 from ffcv_r50.logs.jsonl import EpochLog, StepLog
 from ffcv_r50.logs.row import EpochRow, StepRow
 from ffcv_r50.logs.sinks import Sink
@@ -27,6 +29,9 @@ class Logs:
 
     def epoch(self, row: EpochRow) -> None:
         """An epoch is trained and evaluated."""
+
+    def ledger(self, epoch: int, arrays: Arrays) -> None:
+        """How each training image fared in an epoch, see :mod:`ffcv_r50.logs.ledger`."""
 
     def rewind(self, epochs: int, steps: int) -> None:
         """The run begins, or continues, after so many epochs and (from its start) so many steps: what
@@ -55,6 +60,7 @@ class FolderLogs(Logs):
     def __init__(
         self, folder: Path, sinks: Mapping[str, Sink], warn: Callable[[str], None]
     ) -> None:
+        self._folder = folder
         self._steps = StepLog(folder / "steps.jsonl", warn)
         self._epochs = EpochLog(folder / "log.jsonl", warn)
         self._sinks = [Follower(name, sink, folder, warn) for name, sink in sinks.items()]
@@ -73,6 +79,15 @@ class FolderLogs(Logs):
         self._epochs.epoch(row)
         self._write_tables()
         self._notify()
+
+    def ledger(self, epoch: int, arrays: Arrays) -> None:
+        """See :class:`Logs`; an epoch's that cannot be written is lost."""
+        path = self._folder / "ledger" / f"epoch_{epoch + 1}.npz"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_arrays(path, arrays)
+        except OSError as error:
+            self._warn_of(path, error)
 
     def rewind(self, epochs: int, steps: int) -> None:
         """See :class:`Logs`."""
@@ -101,9 +116,10 @@ class FolderLogs(Logs):
         try:
             tables.write(self._epochs.path)
         except OSError as error:
-            if not self._warned:
-                self._warn(
-                    f"{self._epochs.path.with_suffix('.csv')}: cannot be written "
-                    f"({error.strerror}); make room there. Training goes on"
-                )
+            self._warn_of(self._epochs.path.with_suffix(".csv"), error)
+
+    def _warn_of(self, path: Path, error: OSError) -> None:
+        """Say once that tables or ledgers cannot be written."""
+        if not self._warned:
             self._warned = True
+            self._warn(jsonl.unwritable(path, error))

@@ -6,6 +6,7 @@
     environment.json    format, versions, devices and the command line, of each start
     log.jsonl           one line an epoch; log.csv, log.md: the same as tables
     steps.jsonl         one line a step
+    ledger/             with logging.samples: each training image in each epoch
     sinks/              how far each sink got with them
     status.json         running, finished, stopped or lost (the same command continues), or failed
     checkpoints/        last.pt, previous.pt, best.pt: the state of the run
@@ -42,6 +43,7 @@ RESULTS = (
     "config.yaml",
     "weights*.pt",
     "predictions*.npz",
+    "ledger",
     "sinks",
     "tensorboard",
     "wandb",

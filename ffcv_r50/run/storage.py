@@ -3,38 +3,22 @@
 Both have the same calls, so that the training loop reads the same on every rank.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write
+from ffcv_r50.files import Arrays, write_arrays
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import checkpoint, compatibility, run_folder, versions
 
 State = dict[str, Any]
 """Of a run, see :mod:`ffcv_r50.run.checkpoint`; empty where there is none."""
 Say = Callable[[str], None]
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write a ``.npz``, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
-    """
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]  # its own keywords are none of ours
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
 
 
 class Storage:

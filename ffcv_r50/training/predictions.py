@@ -1,7 +1,5 @@
 """What a network makes of each sample of the validation set."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffcv_r50 import distributed
-
-Arrays = dict[str, npt.NDArray[Any]]
+from ffcv_r50.files import Arrays
 
 
 class Predictions:

@@ -27,17 +27,17 @@ def scan(path: Path) -> list[bytes]:
     """The records of a file, as the package reads them."""
     from wandb.sdk.internal.datastore import DataStore
 
-    found, store = [], DataStore()  # type: ignore[no-untyped-call]
-    store.open_for_scan(str(path))  # type: ignore[no-untyped-call]
-    while (data := store.scan_data()) is not None:  # type: ignore[no-untyped-call]
+    found, store = [], DataStore()
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
         found.append(data)
-    store.close()  # type: ignore[no-untyped-call]
+    store.close()
     return found
 
 
 def history(folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     """The rows of all starts, and the run of each."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     rows, runs = [], []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):

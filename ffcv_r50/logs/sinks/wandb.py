@@ -129,7 +129,7 @@ class WandB:
 
     def _written(self) -> list[dict[str, Any]]:
         """The rows in the files of earlier starts."""
-        from wandb.proto.wandb_internal_pb2 import Record
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
         rows = []
         for path in self._folder.glob("wandb/offline-run-*/*.wandb"):
