@@ -54,6 +54,7 @@ from ffcv_r50 import trainer
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.errors import FAULT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with
 from ffcv_r50.logs.console import duration
+from ffcv_r50.logs.row import TIMES
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.run.checkpoint import LAST, PREVIOUS
 from ffcv_r50.training.protocols import Batch, Step
@@ -76,9 +77,6 @@ START_SECONDS = 60.0
 """More than a start takes on a busy machine."""
 TMPFS_BYTES = 96 << 20
 MOST_STARTS = 8
-TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
-"""Values of the log that differ between equal runs."""
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 

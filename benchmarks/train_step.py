@@ -206,11 +206,13 @@ class Bench:
     def train(self, batches: Iterator[Batch], steps: int) -> None:
         """So many steps, and wait for the last."""
         metrics = StepMetrics(self.world.device, skips_overflows=True)
-        values = recipe.values(self.config, 0.0) | {"lr": 1e-4}
         for number in range(steps):
-            step = Step(0, number, 0.0, values)
-            metrics.push(step, self.train_step(batches, step))
+            metrics.push(self.step(number), self.train_step(batches, self.step(number)))
         metrics.check()
+
+    def step(self, number: int) -> Step:
+        """A step with a small learning rate."""
+        return Step(0, number, 0.0, recipe.values(self.config, 0.0) | {"lr": 1e-4})
 
     def step_only(self) -> float:
         """Images per second of the step on a batch that lies on the device."""

@@ -1,4 +1,4 @@
-"""What a configuration asks for, made: datasets, loaders, network, step, storage, sinks."""
+"""What a configuration asks for, made: datasets, loaders, network, step, storage, logs."""
 
 import copy
 import os
@@ -15,9 +15,9 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
 from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.errors import UserError
-from ffcv_r50.logs.console import Console, EpochLines
-from ffcv_r50.logs.jsonl import JsonLines
-from ffcv_r50.logs.sinks import Sinks
+from ffcv_r50.logs.console import Console
+from ffcv_r50.logs.run_logs import FolderLogs, Logs
+from ffcv_r50.logs.sinks import SINKS
 from ffcv_r50.models import cached_weights, pretrained, sizes
 from ffcv_r50.models.batchnorm import share_statistics
 from ffcv_r50.models.dropout import draw_by_position
@@ -26,6 +26,7 @@ from ffcv_r50.recipe import Plan
 from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.averages import AVERAGES
+from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Transform
 from ffcv_r50.training.step import TrainStep
@@ -273,6 +274,7 @@ def train_step(
         draws=draw_by_position(network, training.seed, world.device),
         micro_batches=plan.micro_batches,
         ranks=world.size,
+        outcomes=Outcomes(training.batch_size, world.device, each=config.logging.samples),
         clipping=config.clipping.build(network, models.classifier(network)),
         sam=config.sam,
         parts=parts,
@@ -296,11 +298,21 @@ def storage(
     return FolderStorage(config, train_set, val_set, console.say, console.warn)
 
 
-def sinks(config: Config, storage: Storage, console: Console) -> Sinks:
+def check_sinks(config: Config) -> None:
+    """See that the sinks can work here.
+
+    Raises:
+        UserError: one cannot: its package is not installed.
+    """
+    for options in config.logging.sinks:
+        options.check()
+
+
+def logs(config: Config, storage: Storage, console: Console) -> Logs:
     """Where this rank's numbers go: nowhere, but from rank 0."""
     if not isinstance(storage, FolderStorage):
-        return Sinks([], console.warn)
-    lines = EpochLines(console, config.training.epochs)
-    log = JsonLines(storage.log, console.warn)
-    chosen = [options.build(storage.path) for options in config.logging.sinks]
-    return Sinks([lines, log, *chosen], console.warn)
+        return Logs()
+    chosen = {
+        SINKS.name_of(options): options.build(storage.path) for options in config.logging.sinks
+    }
+    return FolderLogs(storage.path, chosen, console.warn)

@@ -1,14 +1,21 @@
 """Files that appear under their name only when they are whole, and files that anybody may have made."""
 
 import contextlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 JSON_BYTES = 64 << 20
 """Of a JSON file, at most; the largest of ours are a few megabytes."""
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""By their names."""
 
 
 @contextlib.contextmanager
@@ -37,6 +44,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays by name as numpy's ``.npz``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # its own keywords are none of ours
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
 
 
 def sync_folder(folder: Path) -> None:

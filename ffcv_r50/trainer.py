@@ -12,15 +12,17 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.distributed.preemption import StopSignal, StopVote
 from ffcv_r50.distributed.watchdog import Watchdog
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED, Stopped, UserError
-from ffcv_r50.logs.console import Console, finished
+from ffcv_r50.logs.console import Console, epoch_line, finished
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
+from ffcv_r50.recorder import Recorder
 from ffcv_r50.run import checkpoint
-from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator, ratio
+from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator
 from ffcv_r50.training.averages import NETWORK
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
 from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.predictions import Predictions
 from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.step import TrainStep
 
@@ -71,7 +73,7 @@ def run(config: Config, around: Callable[[TrainStep], TakeStep] = lambda step: s
             storage.set_status("failed", code, f"{type(error).__name__}: {error}")
             raise
         finally:
-            this.sinks.close()
+            this.recorder.close()
             storage.release()
 
 
@@ -108,6 +110,7 @@ class Run:
         self.train_set, self.val_set = build.datasets(config, world, *files)
         with distributed.errors_on_all_ranks():
             build.check_classes(config, self.train_set, self.val_set)
+            build.check_sinks(config)
             if world.is_main:
                 build.check_sizes(config, self.train_set.num_classes)
             self.train_loader = build.train_loader(config, self.train_set, self.plan, world)
@@ -124,7 +127,8 @@ class Run:
         self.row: EpochRow | None = None
         with distributed.errors_on_all_ranks():
             self.storage = build.storage(config, self.train_set, self.val_set, world, console)
-        self.sinks = build.sinks(config, self.storage, console)
+        logs = build.logs(config, self.storage, console)
+        self.recorder = Recorder(config, self.train_loader, world.device, logs, self.began)
 
     # ------------------------------------------------------------------------------ the whole run
 
@@ -168,8 +172,9 @@ class Run:
         epoch, epochs = progress.epoch, config.training.epochs
         resolution = recipe.resolution(config, epoch)
         metrics = StepMetrics(
-            self.world.device, self.sinks.step, skips_overflows=self.precision.name == "fp16"
+            self.world.device, self.recorder.step, skips_overflows=self.precision.name == "fp16"
         )
+        self.recorder.begin_epoch(progress)
         metrics.loss_sum, seconds_before = progress.loss_sum, progress.train_seconds
         waited_before, overflows_before = progress.wait_seconds, progress.overflows
         saves = SaveSchedule(*config.checkpoint.interval)
@@ -227,35 +232,27 @@ class Run:
         config, progress = self.config, self.progress
         epoch = progress.epoch
         began = time.perf_counter()
-        averages = {}
-        for name, network in self.train_step.networks().items():
+        networks, averages = self.train_step.networks(), {}
+        chosen = config.checkpoint.weights if config.checkpoint.weights in networks else NETWORK
+        predictions = Predictions(self.val_set.num_samples, self.world.device)
+        for name, network in networks.items():
             self._recompute_statistics(network, config.recomputed_images.get(name, 0))
-            averages[name] = self._evaluate(network)
+            averages[name] = self._evaluate(network, predictions if name == chosen else None)
         metrics = averages.pop(NETWORK)
-        trained = self.steps - progress.skipped
-        self.row = EpochRow(
-            epoch=epoch,
-            step=(epoch + 1) * self.steps,
-            lr=recipe.step(config, epoch, self.steps - 1, self.steps).values["lr"],
-            resolution=recipe.resolution(config, epoch),
-            train_loss=ratio(progress.loss_sum, trained),
-            validation=metrics,
-            averages=averages,
-            images_per_second=ratio(trained * config.training.batch_size, progress.train_seconds),
-            data_wait_fraction=ratio(progress.wait_seconds, progress.train_seconds),
-            epoch_seconds=progress.train_seconds,
-            eval_seconds=time.perf_counter() - began,
-        )
-        copies = []
+        predicted = predictions.arrays(self.val_set.labels, self.train_set.num_classes)
+        # The row goes before the state: a continuing run drops rows that no checkpoint covers, so each
+        # epoch is in the log once.
+        self.row = self.recorder.epoch(metrics, averages, time.perf_counter() - began)
+        self.console.say(epoch_line(self.row, config.training.epochs))
+        copies, predictions_of = [], ["predictions.npz"]
         if metrics.top_1 > progress.best_top_1:
             progress.best_top_1 = metrics.top_1
             copies.append(checkpoint.BEST)
+            predictions_of.append("predictions_best.npz")
         if config.checkpoint.keep_every and (epoch + 1) % config.checkpoint.keep_every == 0:
             copies.append(f"epoch_{epoch + 1}.pt")
+        self.storage.write_arrays(predictions_of, predicted)
         progress.end_epoch()
-        # The row goes first: a continuing run drops rows that no checkpoint covers, so each epoch is
-        # in the log once.
-        self.sinks.epoch(self.row)
         self._save(copies)
 
     def _recompute_statistics(self, network: nn.Module, images: int) -> None:
@@ -272,7 +269,7 @@ class Run:
                 batches = build.train_batches(loaded, self.plan, self.world)
                 self.train_step.recompute_statistics(network, batches, steps())
 
-    def _evaluate(self, network: nn.Module) -> Metrics:
+    def _evaluate(self, network: nn.Module, predictions: Predictions | None) -> Metrics:
         """Exact metrics, or a stop that all ranks agree on."""
         vote = StopVote()
         smallest = self.val_set.num_samples // self.world.size
@@ -292,6 +289,7 @@ class Run:
                 device=self.world.device,
                 precision=self.precision,
                 tta=self.config.validation.tta,
+                predictions=predictions,
                 on_batch=on_batch,
             )
             build.warn_of_gray_images(batches, self.config, self.console)
@@ -306,14 +304,14 @@ class Run:
         now = time.monotonic()
         self.progress.run_seconds += now - self.began
         self.began = now
-        self.storage.save(
-            {
-                "progress": asdict(self.progress),
-                "batch_size": self.config.training.batch_size,
-                "learner": self.train_step.state_dict(),
-            },
-            copies,
-        )
+        state = {
+            "progress": asdict(self.progress),
+            "batch_size": self.config.training.batch_size,
+            "learner": self.train_step.state_dict(),
+            "recorder": self.recorder.state_dict(),
+        }
+        with self.recorder.saving():
+            self.storage.save(state, copies)
 
     def _save_and_stop(self) -> None:
         """Save, and leave together once the state is on the disk.
@@ -336,11 +334,7 @@ class Run:
             build.start_from_weights(self.config, self.train_step.network, self.console)
         with distributed.errors_on_all_ranks():
             self.storage.begin(self.config, self.world.size)
-        self._rewind_sinks()
-
-    def _rewind_sinks(self) -> None:
-        epoch, step = self.progress.epoch, self.progress.step
-        self.sinks.rewind(epoch, epoch * self.steps + step)
+        self.recorder.rewind(self.progress)
 
     def _load(self, state: dict[str, Any]) -> None:
         try:
@@ -348,6 +342,7 @@ class Run:
         except (RuntimeError, ValueError) as error:  # where resume.allow lets the network differ
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the saved state does not fit this network: {reason}") from error
+        self.recorder.load_state_dict(state.get("recorder", {}))
         self.progress = progress = Progress(**state["progress"])
         progress.scale_steps(state["batch_size"] / self.config.training.batch_size)
         if progress.step > self.steps:  # where resume.allow lets the dataset differ
@@ -372,7 +367,7 @@ class Run:
         if not state or state["progress"]["epoch"] != epoch:
             raise error
         self._load(state)
-        self._rewind_sinks()
+        self.recorder.rewind(self.progress)
         progress = self.progress
         back = epoch * self.steps + progress.step
         progress.rollbacks = rollbacks
@@ -386,7 +381,7 @@ class Run:
     def _finish(self) -> None:
         """The finished network and its averages, under torchvision's names, and the last line."""
         self.storage.write_weights(self.train_step.networks())
-        self.sinks.close()
+        self.recorder.close()
         last = self.storage.last_row()
         if self.row:  # which a full disk may have kept out of the log
             last |= self.row.values()

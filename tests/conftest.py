@@ -1,5 +1,6 @@
 """What several test files share: a small dataset, a small recipe, and runs of several processes."""
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
+
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing here needs the network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN_IMAGES = 70  # two batches of 32 and a tail that is dropped

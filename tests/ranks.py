@@ -22,6 +22,7 @@ from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import trainer
 from ffcv_r50.config import settings
 from ffcv_r50.errors import exit_with
+from ffcv_r50.logs.row import TIMES
 from ffcv_r50.trainer import TakeStep
 from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.step import TrainStep
@@ -174,13 +175,10 @@ def noted(folder: Path) -> dict[int, list[str]]:
 
 # ------------------------------------------------------------------------------------ what a run left
 
-TIMES = ("images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds")
-"""Values of the log that differ between equal runs."""
 
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log, without times."""
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def log(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    """The rows of a run's log of epochs (or another one), without times."""
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [{key: row[key] for key in row if key not in TIMES} for row in rows]
 
 
@@ -199,6 +197,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Both runs ended with the same bits and the same log."""
+    """Both runs ended with the same bits and the same logs."""
     assert_same_weights(one, two)
     assert log(one) == log(two)
+    assert log(one, "steps.jsonl") == log(two, "steps.jsonl")

@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from ffcv_r50.data.beton import MODE_JPEG, Beton
+from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.run import checkpoint
 from tests import ranks
 from tests.conftest import REPOSITORY, TRAIN_IMAGES, VAL_IMAGES, Dataset, Launch, write_images
@@ -31,6 +32,16 @@ KEYS = [
     "data_wait_fraction",
     "epoch_seconds",
     "eval_seconds",
+    "train_top_1",
+    "train_top_5",
+    "step_seconds",
+    "wait_seconds",
+    "save_seconds",
+    "start_seconds",
+    "peak_memory_bytes",
+    "gpu_utilization",
+    "gpu_power_watts",
+    "gpu_clock_mhz",
 ]
 
 
@@ -172,6 +183,31 @@ def test_a_finished_run_has_nothing_left_to_do(
 
 
 @pytest.mark.slow
+def test_predictions_are_what_the_log_says(finished: Path, dataset: Dataset) -> None:
+    rows = log(finished)
+    best = max(rows, key=lambda row: row["top_1"])
+    for name, row in (("predictions.npz", rows[-1]), ("predictions_best.npz", best)):
+        found = np.load(finished / name)
+        right = found["classes"][:, 0] == found["target"]
+        assert np.array_equal(found["target"], Beton(dataset.val).labels)
+        assert 100 * right.mean() == pytest.approx(row["top_1"])
+        assert found["loss"].mean() == pytest.approx(row["val_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_each_step_is_in_the_step_log(finished: Path, dataset: Dataset) -> None:
+    rows = ranks.log(finished, "steps.jsonl")
+    assert [row["step"] for row in rows] == list(range(6))
+    assert [row["resolution"] for row in rows] == [32, 32, 64, 64, 64, 64]
+    assert [row["step"] for row in rows if "loss" in row] == [0]  # the first of every 50
+    loader = TrainLoader(
+        Beton(dataset.train), seed=0, batch_size=32, micro_batch_size=32, crop_scale=(0.3, 1.0)
+    )
+    found = [row["fingerprint"] for row in rows]
+    assert found == [loader.fingerprint(*divmod(number, 2)) for number in range(6)]
+
+
+@pytest.mark.slow
 def test_weights_are_a_plain_torchvision_state_dict(finished: Path) -> None:
     model = torchvision.models.resnet18(num_classes=3)
     model.load_state_dict(weights(finished))
@@ -182,7 +218,7 @@ def test_weights_are_a_plain_torchvision_state_dict(finished: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_is_exact_at_any_world_size(
-    finished: Path, dataset: Dataset, launch: Launch, world_size: int
+    finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path, world_size: int
 ) -> None:
     """29 images do not divide; each rank has its own share and each image counts once."""
     arguments = [
@@ -190,6 +226,7 @@ def test_evaluation_is_exact_at_any_world_size(
         f"--data.val_dataset={dataset.val}",
         "--training.eval_only=1",
         f"--checkpoint={finished / 'weights.pt'}",
+        f"--logging.folder={tmp_path / 'evaluated'}",
     ]
     result = launch(arguments, world_size=world_size)
     assert result.codes == [0] * world_size, result.output
@@ -198,6 +235,19 @@ def test_evaluation_is_exact_at_any_world_size(
         f"top-1 {last['top_1']:.3f} %, top-5 {last['top_5']:.3f} %, loss {last['val_loss']:.4f} on "
         f"all {VAL_IMAGES} validation images (40 px, flip averaged)"
     )
+    assert_same_predictions(
+        finished / "predictions.npz", tmp_path / "evaluated" / "predictions_eval.npz"
+    )
+
+
+def assert_same_predictions(one: Path, two: Path) -> None:
+    """But for the rounding of batches that are cut elsewhere."""
+    before, after = np.load(one), np.load(two)
+    assert before.files == after.files
+    for name in ("index", "target", "classes"):
+        assert np.array_equal(before[name], after[name])
+    for name in ("loss", "probabilities"):
+        np.testing.assert_allclose(before[name], after[name], rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -148,7 +148,8 @@ class Training(Options):
     """How often a run whose loss is not finite may go back to its newest checkpoint and skip the
     steps from there to the bad one."""
     eval_only: bool = False
-    """Evaluate `checkpoint` on `data.val_dataset` and stop."""
+    """Evaluate `checkpoint` on `data.val_dataset` and stop; what it made of each image is written to
+    `logging.folder`, where one is given."""
 
 
 class Schedule(Options):
@@ -247,8 +248,14 @@ class Logging(Options):
     folder: str = ""
     """The folder of the run: resolved settings, log, checkpoints. The same command with the same
     folder continues the run."""
+    every: Count = 50
+    """Steps between two of which loss, gradient norm and speed are logged. What tells two runs apart
+    (fingerprint of the data, learning rate) is logged of each step."""
+    samples: bool = False
+    """Keep of each training image in each epoch its loss and whether it was right: `ledger/` in the
+    folder, three bytes an image."""
     sinks: tuple[Annotated[SinkOptions, SINKS], ...] = ()
-    """Where numbers go besides the console and `log.jsonl`."""
+    """Where numbers go besides the console and the logs in the folder, such as `[{tensorboard: {}}]`."""
 
 
 class Dist(Options):
@@ -585,6 +592,10 @@ def _check_resolution(config: Config) -> None:
 
 
 def _check_saving(config: Config) -> None:
+    sinks = [SINKS.name_of(options) for options in config.logging.sinks]
+    for name in sinks:
+        if sinks.count(name) > 1:
+            raise InvalidSetting("logging.sinks", f"{name} is there twice")
     if config.checkpoint.file and not config.training.eval_only:
         raise InvalidSetting(
             "checkpoint.file",

@@ -20,6 +20,7 @@ import torch
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.decode import UNREAD, Sampling, Scratch, Stored, decode_samples
+from ffcv_r50.data.fingerprint import fingerprint
 from ffcv_r50.data.order import PageOrder, random_order, repeated
 from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.errors import RunFault, UserError
@@ -473,6 +474,7 @@ class TrainLoader(_Loader):
         self._micro_batch_size = micro_batch_size
         self._transforms = tuple(transforms)
         self._repeats = repeats
+        self._views = -1, np.empty((0, 0), np.int64)  # of the epoch that was asked for last
         self._pages = PageOrder(dataset.offsets, dataset.page_size) if order != "random" else None
         self._sampling = Sampling(
             seed=np.uint64(self._seed),
@@ -498,17 +500,31 @@ class TrainLoader(_Loader):
         """
         if not 0 <= first_step <= self.steps_per_epoch:
             raise UserError(f"step {first_step} is not in an epoch of {self.steps_per_epoch} steps")
-        if self._pages is None:
-            samples = random_order(self.dataset.num_samples, self._seed, epoch)
-        else:
-            samples = self._pages.order(self._seed, epoch, self._batch_size)
-        views = repeated(samples, self._repeats, self._batch_size, self.steps_per_epoch)
-        mine = views.reshape(self.steps_per_epoch, self.world_size, -1, self._micro_batch_size)[
-            first_step:, self.rank
-        ]
+        mine = self.views(epoch).reshape(
+            self.steps_per_epoch, self.world_size, -1, self._micro_batch_size
+        )[first_step:, self.rank]
         batches = list(np.ascontiguousarray(mine).reshape(-1, self._micro_batch_size))
         sampling = self._sampling._replace(epoch=epoch)
         return self._epoch(batches, resolution, sampling, self._transforms)
+
+    def views(self, epoch: int) -> npt.NDArray[np.int64]:
+        """What an epoch shows: int64 [steps, batch_size], the same on every rank.
+
+        A view is a sample's index in the low 32 bits, which repetition of it in the epoch above.
+        """
+        if self._views[0] != epoch:
+            if self._pages is None:
+                samples = random_order(self.dataset.num_samples, self._seed, epoch)
+            else:
+                samples = self._pages.order(self._seed, epoch, self._batch_size)
+            views = repeated(samples, self._repeats, self._batch_size, self.steps_per_epoch)
+            self._views = epoch, views.reshape(self.steps_per_epoch, self._batch_size)
+        return self._views[1]
+
+    def fingerprint(self, epoch: int, step: int) -> str:
+        """Of the data of a step of an epoch, see :mod:`ffcv_r50.data.fingerprint`."""
+        sampling = self._sampling._replace(epoch=epoch)
+        return fingerprint(self._stored, sampling, self.views(epoch)[step], self.dataset.labels)
 
 
 class EvalLoader(_Loader):

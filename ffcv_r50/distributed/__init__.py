@@ -3,6 +3,7 @@
 from ffcv_r50.distributed.group import (
     World,
     all_reduce_sum,
+    begin_all_reduce_sum,
     broadcast_object,
     broadcast_tensors,
     collective_timeout,
@@ -14,6 +15,7 @@ from ffcv_r50.distributed.group import (
 __all__ = [
     "World",
     "all_reduce_sum",
+    "begin_all_reduce_sum",
     "broadcast_object",
     "broadcast_tensors",
     "collective_timeout",

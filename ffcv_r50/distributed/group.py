@@ -6,7 +6,7 @@ import datetime
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -256,6 +256,16 @@ def all_reduce_sum(tensor: torch.Tensor) -> None:
     """Sum ``tensor`` over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
+
+
+def begin_all_reduce_sum(tensor: torch.Tensor) -> Callable[[], object]:
+    """Begin to sum ``tensor`` over all ranks, in place.
+
+    Returns:
+        What has to be called before the sum is used. On a GPU that lets the stream wait, not Python.
+    """
+    work = dist.all_reduce(tensor, async_op=True) if dist.is_initialized() else None
+    return work.wait if work else lambda: None
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:

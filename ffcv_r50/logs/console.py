@@ -96,44 +96,24 @@ class Console:
             yield Bar(self, title, total, done, progress)
 
 
-class EpochLines:
-    """A line an epoch, as a :class:`~ffcv_r50.logs.sinks.Sink`.
+def epoch_line(row: EpochRow, epochs: int) -> str:
+    """What an epoch came to, and how long the rest will take at its pace.
 
     Args:
-        console: where it is said.
+        row: of the epoch.
         epochs: of the whole run.
     """
-
-    def __init__(self, console: Console, epochs: int) -> None:
-        self._console = console
-        self._epochs = epochs
-
-    def step(self, number: int, values: Mapping[str, float]) -> None:
-        """The progress bar shows them."""
-
-    def epoch(self, row: EpochRow) -> None:
-        """Say what it came to, and how long the rest will take at its pace."""
-        epochs, metrics, seconds = (
-            self._epochs,
-            row.validation,
-            row.epoch_seconds + row.eval_seconds,
-        )
-        averages = "".join(
-            f"{name} top-1 {average.top_1:6.2f} %  " for name, average in row.averages.items()
-        )
-        self._console.say(
-            f"epoch {row.epoch + 1:>{len(str(epochs))}}/{epochs}  {row.resolution} px  "
-            f"lr {row.lr:.4f}  loss {row.train_loss:.4f}  val loss {metrics.loss:.4f}  "
-            f"top-1 {metrics.top_1:6.2f} %  top-5 {metrics.top_5:6.2f} %  {averages}"
-            f"{row.images_per_second:,.0f} images/s  data wait {row.data_wait_fraction:.0%}  "
-            f"{duration(seconds)}, {duration((epochs - row.epoch - 1) * seconds)} left"
-        )
-
-    def rewind(self, epochs: int, steps: int) -> None:
-        """What was said was said."""
-
-    def close(self) -> None:
-        """Nothing to close."""
+    metrics, seconds = row.validation, row.epoch_seconds + row.eval_seconds
+    averages = "".join(
+        f"{name} top-1 {average.top_1:6.2f} %  " for name, average in row.averages.items()
+    )
+    return (
+        f"epoch {row.epoch + 1:>{len(str(epochs))}}/{epochs}  {row.resolution} px  "
+        f"lr {row.lr:.4f}  loss {row.train_loss:.4f}  val loss {metrics.loss:.4f}  "
+        f"top-1 {metrics.top_1:6.2f} %  top-5 {metrics.top_5:6.2f} %  {averages}"
+        f"{row.images_per_second:,.0f} images/s  data wait {row.data_wait_fraction:.0%}  "
+        f"{duration(seconds)}, {duration((epochs - row.epoch - 1) * seconds)} left"
+    )
 
 
 def finished(row: Mapping[str, Any], best: float, seconds: float, seen: str) -> str:

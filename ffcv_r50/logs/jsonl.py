@@ -1,14 +1,16 @@
-"""The log of a run: one JSON object a line, each epoch once."""
+"""The logs of a run: one JSON object a line, each epoch once, each step once."""
 
+import contextlib
 import errno
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ffcv_r50.files import atomic_write, parse_json
-from ffcv_r50.logs.row import EpochRow
+from ffcv_r50.logs.row import EpochRow, StepRow
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -17,13 +19,18 @@ def append(path: Path, row: dict[str, Any]) -> None:
     Raises:
         OSError: the row cannot be written; no part of it is left.
     """
+    _append_lines(path, [json.dumps(row)], durably=True)
+
+
+def _append_lines(path: Path, lines: Sequence[str], *, durably: bool) -> None:
     with open(path, "ab", buffering=0) as file:
         end = file.tell()
-        line = (json.dumps(row) + "\n").encode()
+        content = "".join(f"{line}\n" for line in lines).encode()
         try:
-            if file.write(line) < len(line):
+            if file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
+            if durably:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(end)
             raise
@@ -52,8 +59,8 @@ def rewind(path: Path, epochs: int) -> None:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
-class JsonLines:
-    """The log of a run as a :class:`~ffcv_r50.logs.sinks.Sink`.
+class EpochLog:
+    """``log.jsonl``: a row an epoch, on the disk before the state that goes with it.
 
     A row that cannot be written (a full disk) is written before the next one.
 
@@ -63,33 +70,88 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
-        self._path = path
+        self.path = path
         self._warn = warn
         self._unwritten: list[dict[str, Any]] = []
-
-    def step(self, number: int, values: Mapping[str, float]) -> None:
-        """Steps are not logged here."""
 
     def epoch(self, row: EpochRow) -> None:
         """Append the row."""
         self._unwritten.append(row.values())
-        self._write()
+        self.flush()
 
-    def rewind(self, epochs: int, steps: int) -> None:
+    def rewind(self, epochs: int) -> None:
         """Drop the rows of later epochs: a killed start may have written one before its state."""
-        rewind(self._path, epochs)
+        rewind(self.path, epochs)
 
-    def close(self) -> None:
-        """Try once more what could not be written."""
-        self._write()
-
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Try (once more) to write what is not written."""
         try:
             while self._unwritten:
-                append(self._path, self._unwritten[0])
+                append(self.path, self._unwritten[0])
                 del self._unwritten[0]
         except OSError as error:
-            self._warn(
-                f"{self._path}: cannot be written ({error.strerror}); make room there. "
-                "Training goes on"
-            )
+            self._warn(unwritable(self.path, error))
+
+
+class StepLog:
+    """``steps.jsonl``: a row a step, short where steps are thinned out.
+
+    Rows are written with every measured one, and are on the disk before a state that covers them.
+    Where they cannot be written (a full disk) they are later.
+
+    Args:
+        path: of the file.
+        warn: is given a line when it cannot be written.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self._warn = warn
+        self._warned = False
+        self._unwritten: list[str] = []
+
+    def step(self, row: StepRow) -> None:
+        """Append the row, at once or with a later one."""
+        self._unwritten.append(json.dumps(row.values()))
+        if row.measured:
+            self.flush()
+
+    def flush(self, *, durably: bool = False) -> None:
+        """Write what is not written.
+
+        Args:
+            durably: to the disk, not only to the system.
+        """
+        if not self._unwritten and not durably:
+            return
+        try:
+            _append_lines(self.path, self._unwritten, durably=durably)
+            self._unwritten.clear()
+        except OSError as error:
+            if not self._warned:
+                self._warn(unwritable(self.path, error))
+            self._warned = True
+
+    def rewind(self, steps: int) -> None:
+        """Keep the rows of the first steps."""
+        self._unwritten.clear()
+        with contextlib.suppress(FileNotFoundError), open(self.path, "r+b") as file:
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n") or _number(line) >= steps:
+                    break
+                end += len(line)
+            file.truncate(end)
+
+
+def _number(line: bytes) -> float:
+    """Of the step that a line is about; behind all others where it is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return math.inf
+
+
+def unwritable(path: Path, error: OSError) -> str:
+    """A line for the user about a file that the run can do without."""
+    return f"{path}: cannot be written ({error.strerror}); make room there. Training goes on"

@@ -4,11 +4,16 @@
 
     config.yaml         every setting, resolved; alone it starts the same run
     environment.json    format, versions, devices and the command line, of each start
-    log.jsonl           one line an epoch
+    log.jsonl           one line an epoch; log.csv, log.md: the same as tables
+    steps.jsonl         one line a step
+    ledger/             with logging.samples: each training image in each epoch
+    sinks/              how far each sink got with them
     status.json         running, finished, stopped or lost (the same command continues), or failed
     checkpoints/        last.pt, previous.pt, best.pt: the state of the run
     weights.pt          the finished network: a plain state dict with torchvision's names
     weights_NAME.pt     the same of its averages
+    predictions.npz     what that network made of each validation sample; after each epoch
+    predictions_best.npz  the same of the best epoch
 """
 
 import contextlib
@@ -33,6 +38,18 @@ from ffcv_r50.run import compatibility, versions
 STATUS = "status.json"
 LOCK = "lock"
 LOCK_SECONDS = 5.0
+RESULTS = (
+    "log.*",
+    "steps.jsonl",
+    "config.yaml",
+    "weights*.pt",
+    "predictions*.npz",
+    "ledger",
+    "sinks",
+    "tensorboard",
+    "wandb",
+)
+"""What a run leaves besides its checkpoints."""
 
 
 class RunFolder:
@@ -118,8 +135,8 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written.
         """
-        ours = ["config.yaml", "environment.json", STATUS, self.log.name, self.weights.name]
-        half = [self.path.glob(f".{name}.[0-9]*.tmp") for name in [*ours, "weights_*.pt"]]
+        ours = ["environment.json", STATUS, *RESULTS]
+        half = [self.path.glob(f".{name}.[0-9]*.tmp") for name in ours]
         half.append(self.checkpoints.glob(".*.pt.[0-9]*.tmp"))
         try:
             for path in itertools.chain(*half):
@@ -216,10 +233,7 @@ class RunFolder:
         Returns:
             That folder; None where there was nothing to keep.
         """
-        kept = [
-            path for path in (self.log, self.path / "config.yaml", self.weights) if path.exists()
-        ]
-        kept += self.path.glob("weights_*.pt")
+        kept = [path for name in RESULTS for path in self.path.glob(name)]
         if any(self.checkpoints.iterdir()):
             kept.append(self.checkpoints)
         if not kept:

@@ -12,6 +12,7 @@ from torch import nn
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import Arrays, write_arrays
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import checkpoint, compatibility, run_folder, versions
 
@@ -56,6 +57,9 @@ class Storage:
 
     def write_weights(self, networks: Mapping[str, nn.Module]) -> None:
         """Of the finished network and its averages, by name."""
+
+    def write_arrays(self, names: Sequence[str], arrays: Arrays) -> None:
+        """The same arrays under each of the names, as numpy's ``.npz``."""
 
     def last_row(self) -> dict[str, Any]:
         """The newest row of the log."""
@@ -153,6 +157,17 @@ class FolderStorage(run_folder.RunFolder, Storage):
         for name, network in networks.items():
             path = self.path / f"weights_{name}.pt"
             checkpoint.write_weights(self.weights if name == chosen else path, network.state_dict())
+
+    def write_arrays(self, names: Sequence[str], arrays: Arrays) -> None:
+        """See :meth:`Storage.write_arrays`; where they cannot be written, training goes on."""
+        for name in names:
+            try:
+                write_arrays(self.path / name, arrays)
+            except OSError as error:
+                self._warn(
+                    f"{self.path / name}: cannot be written ({error.strerror}); make room there. "
+                    "Training goes on"
+                )
 
     def last_row(self) -> dict[str, Any]:
         """See :meth:`Storage.last_row`."""

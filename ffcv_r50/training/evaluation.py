@@ -11,6 +11,7 @@ from ffcv_r50.data import transfer
 from ffcv_r50.data.loader import Batch
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.predictions import Predictions
 from ffcv_r50.training.transforms.normalize import Normalize
 
 
@@ -29,6 +30,7 @@ def evaluate(
     device: torch.device,
     precision: Precision,
     tta: str,
+    predictions: Predictions | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Metrics:
     """Evaluate ``model`` on this rank's shard and combine the shards of all ranks.
@@ -41,6 +43,7 @@ def evaluate(
         device: of the model.
         precision: to compute in.
         tta: ``none``, or ``flip``: the mean of the logits of the image and of its mirror image.
+        predictions: are given each batch of this rank.
         on_batch: called with the number of batches done; what it raises ends the evaluation.
 
     Returns:
@@ -60,6 +63,8 @@ def evaluate(
             if tta == "flip":
                 logits = (logits + model(inputs.flip(3)).float()) / 2
         sums += _batch_sums(logits, batch.labels)
+        if predictions:
+            predictions.add(batch.indices, batch.labels, logits)
         on_batch(done)
     distributed.all_reduce_sum(sums)
     loss, top_1, top_5, count = sums.tolist()

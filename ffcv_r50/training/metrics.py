@@ -1,13 +1,18 @@
 """What came out of each step, and what to make of it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ffcv_r50.errors import RunFault
+from ffcv_r50.training.outcomes import COUNTS
 from ffcv_r50.training.protocols import Step
+
+WHOLE = 3
+"""Numbers that :class:`~ffcv_r50.training.step.TrainStep` returns before the outcomes of images."""
 
 
 class NotFinite(RunFault):
@@ -29,25 +34,39 @@ class NotFinite(RunFault):
         self.step = step
 
 
+class StepValues(NamedTuple):
+    """What came out of one step, on the host."""
+
+    loss: float
+    """Mean over the global batch, as trained."""
+    gradient_norm: float
+    """Before clipping."""
+    counts: list[float]
+    """See :data:`~ffcv_r50.training.outcomes.COUNTS`."""
+    each: Tensor
+    """float32 [2, images] where it is asked for, else [2, 0], see
+    :class:`~ffcv_r50.training.outcomes.Outcomes`. Valid until the next step but one."""
+
+
 class StepMetrics:
     """Reads what each step returned one step late, so that the device never waits for Python.
 
     Args:
         device: where the values are.
-        report: is given the number of each step that has been read, and its values by name.
+        report: is given each step that has been read, and what came out of it.
         skips_overflows: fp16, where a gradient that overflows only skips a step.
     """
 
     def __init__(
         self,
         device: torch.device,
-        report: Callable[[int, Mapping[str, float]], None] = lambda number, values: None,
+        report: Callable[[Step, StepValues], None] = lambda step, values: None,
         *,
         skips_overflows: bool = False,
     ) -> None:
-        cuda = device.type == "cuda"
-        self._host = [torch.empty(3, pin_memory=cuda) for _ in range(2)]
-        self._copied = [torch.cuda.Event() for _ in range(2)] if cuda else None
+        self._cuda = device.type == "cuda"
+        self._host: list[Tensor] = []
+        self._copied = [torch.cuda.Event() for _ in range(2)] if self._cuda else None
         self._report = report
         self._pending: Step | None = None
         self._skips_overflows = skips_overflows
@@ -67,6 +86,8 @@ class StepMetrics:
         Raises:
             NotFinite: the values before are not.
         """
+        if not self._host:
+            self._host = [torch.empty(values.shape, pin_memory=self._cuda) for _ in range(2)]
         self._host[step.number % 2].copy_(values, non_blocking=True)
         if self._copied:
             self._copied[step.number % 2].record()
@@ -91,9 +112,11 @@ class StepMetrics:
         step, self._pending = self._pending, None
         if self._copied:
             self._copied[step.number % 2].synchronize()
-        loss, votes, norm = self._host[step.number % 2].tolist()
+        values = self._host[step.number % 2]
+        loss, votes, norm, *counts = values[: WHOLE + COUNTS].tolist()
         self.latest = loss
-        self._report(step.number, {"loss": loss, "gradient_norm": norm, **step.values})
+        each = values[WHOLE + COUNTS :].view(2, -1)
+        self._report(step, StepValues(loss, norm, counts, each))
         self._heard = self._heard or votes > 0
         if not math.isfinite(loss):
             self.fault = NotFinite(step.number, f"the loss is {loss}")

@@ -14,6 +14,7 @@ from ffcv_r50.optim import Parts
 from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.averages import NETWORK
+from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
@@ -33,6 +34,7 @@ class TrainStep:
         draws: of the network's dropout, see :mod:`ffcv_r50.models.dropout`.
         micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
         ranks: that share a step, each with as many micro-batches.
+        outcomes: what is noted of the images of a step.
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
         sam: where the step's gradient is taken, see :mod:`ffcv_r50.training.sam`.
         parts: of the network, as the optimizer's groups know them; None for a single one.
@@ -51,6 +53,7 @@ class TrainStep:
         draws: Draws,
         micro_batches: int,
         ranks: int,
+        outcomes: Outcomes,
         clipping: Clipping = unclipped,
         sam: Sam = PLAIN,
         parts: Parts | None = None,
@@ -67,6 +70,7 @@ class TrainStep:
         self._sam = sam
         self._parts = parts or Parts(network)
         self._draws = draws
+        self._outcomes = outcomes
         self._micro_batches = micro_batches
         self._passes = micro_batches * ranks
         self._statistics = RunningStatistics(network)
@@ -83,12 +87,12 @@ class TrainStep:
             stop: whether this rank asks to stop.
 
         Returns:
-            float32 [3] on the device, the same on every rank: the mean loss over the global batch
-            (at the weights themselves), the number of ranks that ask to stop, and the norm of the
-            gradient that the step takes, before clipping. Where it is not finite, an fp16 step was
-            skipped and any other spoilt the network.
+            float32 on the device, the same on every rank: the mean loss over the global batch (at the
+            weights themselves), the number of ranks that ask to stop, the norm of the gradient that
+            the step takes, before clipping, and the :class:`~ffcv_r50.training.outcomes.Outcomes`.
+            Where the norm is not finite, an fp16 step was skipped and any other spoilt the network.
         """
-        sums, statistics = self._sums, self._statistics
+        sums, statistics, outcomes = self._sums, self._statistics, self._outcomes
         radius = self._sam.radius(step)
         kept: list[Batch] = []
         self._parts.train(step.epoch)
@@ -101,13 +105,17 @@ class TrainStep:
         )
         statistics.begin()
         sums.begin(stop)
+        outcomes.begin()
         for _ in range(self._micro_batches):
             batch = self._transformed(next(batches), step)
             if radius:  # normalised images are no longer in the loader's memory, plain targets are
                 kept.append(batch._replace(targets=batch.targets.clone()))
-            sums.loss += self._add_gradients(batch, step)
+            loss, logits = self._add_gradients(batch, step)
+            sums.loss += loss
             statistics.add_to(sums.statistics)
+            outcomes.add(logits, batch.targets, batch.positions)
         sums.reduce()
+        outcomes.begin_sum()
         loss, votes, mean = (
             sums.loss / self._passes,
             sums.votes.clone(),
@@ -129,20 +137,21 @@ class TrainStep:
         self.scaler.update()
         for average in self.averages.values():
             average.update(self.network, step)
-        return torch.stack([loss, votes, norm])
+        return torch.cat([torch.stack([loss, votes, norm]), outcomes.end_sum()])
 
     def networks(self) -> dict[str, nn.Module]:
         """What is evaluated: the network, and its averages as far as there is anything in them."""
         found = {name: average.network() for name, average in self.averages.items()}
         return {NETWORK: self.network} | {name: net for name, net in found.items() if net}
 
-    def _add_gradients(self, batch: Batch, step: Step) -> Tensor:
-        """Add a micro-batch's share to the step's gradient; returns its mean loss."""
-        loss = self._loss(self._logits(batch, step), batch.targets, step)
+    def _add_gradients(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
+        """Add a micro-batch's share to the step's gradient; returns its mean loss, and its logits."""
+        logits = self._logits(batch, step)
+        loss = self._loss(logits, batch.targets, step)
         # Divided by the passes of all ranks before the backward pass: a gradient is the same
         # number whichever rank computes it, and no pass over all of them divides it later.
         self.scaler.scale(loss / self._passes).backward()
-        return loss.detach()
+        return loss.detach(), logits.detach()
 
     def _transformed(self, batch: Batch, step: Step) -> Batch:
         """A micro-batch as the network sees it."""

@@ -20,6 +20,7 @@ from ffcv_r50.optim import SGD, AdamW, Lamb, Lars, Optimizer, Parts, layers
 from ffcv_r50.optim.clipping.agc import AdaptiveClipping
 from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
+from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.step import TrainStep
@@ -177,6 +178,7 @@ def train_step(
         draws=draw_by_position(model, 1, CPU),
         micro_batches=2,
         ranks=1,
+        outcomes=Outcomes(12, CPU, each=False),
         parts=parts,
         clipping=clipping.build(model, models.classifier(model)),
     )

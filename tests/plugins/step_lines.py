@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ffcv_r50.logs.row import EpochRow
 from ffcv_r50.logs.sinks import SINKS, Sink, SinkOptions
 
 
@@ -34,13 +34,13 @@ class StepLines:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def step(self, number: int, values: Mapping[str, float]) -> None:
+    def step(self, number: int, values: Mapping[str, Any]) -> None:
         """A line."""
         self._append(f"step {number} loss {values['loss']!r} lr {values['lr']!r}")
 
-    def epoch(self, row: EpochRow) -> None:
+    def epoch(self, number: int, values: Mapping[str, Any]) -> None:
         """A line."""
-        self._append(f"epoch {row.epoch} top-1 {row.validation.top_1!r}")
+        self._append(f"epoch {number} top-1 {values['top_1']!r}")
 
     def rewind(self, epochs: int, steps: int) -> None:
         """Drop the lines of what is done again."""

@@ -16,6 +16,7 @@ from ffcv_r50 import distributed, optim
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
+from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Loss, Step
 from ffcv_r50.training.sam import PLAIN, Sam, uphill
@@ -71,6 +72,7 @@ def train_step(model: nn.Module, sam: Sam, ranks: int = 1, loss: Loss = cross_en
         draws=draw_by_position(model, 1, CPU),
         micro_batches=PARTS // ranks,
         ranks=ranks,
+        outcomes=Outcomes(PARTS * SIZE, CPU, each=False),
         sam=sam,
     )
 

@@ -13,8 +13,7 @@ class ClipNorm(ClippingOptions):
     """Scales a gradient that is longer than `at` to that length, as torch's ``clip_grad_norm_``."""
 
     at: Annotated[float, Range(above=0)]
-    """Largest 2-norm over all parameters; `log.jsonl` and other sinks have it as it is without
-    clipping."""
+    """Largest 2-norm over all parameters; the log of steps has it as it is without clipping."""
 
     def build(self, network: nn.Module, head: nn.Module) -> Clipping:
         """On the device, without waiting for it."""
