@@ -1,0 +1,1 @@
+"""A finished or running folder turned into pages, tables, comparisons."""
