@@ -51,6 +51,8 @@ class Panel(NamedTuple):
     unit: str
     series: Sequence[Series]
     stacked: bool = False
+    zero: bool = False
+    """Whether the values start at 0, so that heights can be compared."""
     height: int = 190
 
 
@@ -210,7 +212,9 @@ def panel(drawn: Panel, epochs: float, marks: Sequence[Mark], width: int) -> Mar
     bottom = drawn.height - BOTTOM
     series = _stack(drawn.series) if drawn.stacked else list(drawn.series)
     values = [np.asarray(s.y, np.float64) for s in series]
-    y = value_axis(np.concatenate([*values, np.empty(0)]), bottom, TOP, zero=drawn.stacked)
+    y = value_axis(
+        np.concatenate([*values, np.empty(0)]), bottom, TOP, zero=drawn.stacked or drawn.zero
+    )
     parts = _frame(x, y)
     order = reversed(series) if drawn.stacked else sorted(series, key=lambda s: s.style != "thin")
     for one in order:
@@ -406,4 +410,10 @@ def heatmap(matrix: Ints, names: Sequence[str]) -> Markup:
             parts.append("</g>")
     side = edge + count * cell + 2
     frame = f'<rect class="frame" x="{edge:.1f}" y="{edge:.1f}" width="{count * cell}" height="{count * cell}" rx="4"/>'
-    return _svg(side, side, "confusion matrix", [frame, *parts])
+    drawing = _svg(side, side, "confusion matrix", [frame, *parts])
+    least = min(
+        side, 24 * count + edge
+    )  # of less the numbers could not be read: the page scrolls it
+    return Markup('<div style="min-width:{:.0f}px;max-width:{:.0f}px">{}</div>').format(
+        least, side, drawing
+    )

@@ -83,20 +83,21 @@ def rate_panels(run: Run) -> list[Panel]:
         Series("steps", steps.epoch, steps.images_per_second, 0, "thin"),
         Series("training", ends, run.column("images_per_second"), 0),
     ]
+    waiting, steps_alone = train * waits, run.column("step_seconds")
     saving = run.column("save_seconds")
-    waiting = train * waits
+    # Older versions did not record what of the training was saving.
+    training = np.where(np.isfinite(steps_alone), steps_alone, train - np.nan_to_num(waiting))
     times = [
-        Series("training", ends, np.maximum(train - waiting - np.nan_to_num(saving), 0), 0),
+        Series("training", ends, training, 0),
         Series("waiting for data", ends, waiting, 3),
         Series("evaluation", ends, run.column("eval_seconds"), 2),
         Series("saving", ends, saving, 4),
         Series("starting", ends, run.column("start_seconds"), 5),
     ]
+    waiting_share = [Series("of the training", ends, 100 * waits, 3)]
     panels = [
-        Panel("Images per second", "images/s", _known(rates), height=150),
-        Panel(
-            "Data wait", "%", _known([Series("of the training", ends, 100 * waits, 3)]), height=130
-        ),
+        Panel("Images per second", "images/s", _known(rates), zero=True, height=150),
+        Panel("Data wait", "%", _known(waiting_share), zero=True, height=130),
         Panel("Time of each epoch", "s", _known(times), stacked=True),
     ]
     return [panel for panel in panels if panel.series]

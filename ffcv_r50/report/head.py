@@ -137,6 +137,10 @@ def _costs(run: Run, price: float | None) -> list[Tile]:
     if np.isfinite(speed).any() and weights.any():
         mean = float(np.average(np.nan_to_num(speed), weights=weights))
         tiles.append(Tile("training speed", number(mean), "images/s", "mean over the training"))
+    memory = run.column("peak_memory_bytes")
+    if np.nan_to_num(memory).any():
+        peak = float(np.nanmax(memory)) / 1e9
+        tiles.append(Tile("memory", number(round(peak, 2)), "GB", "most that rank 0 used"))
     return tiles
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 import ffcv_r50
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
-from ffcv_r50.report import course, samples
+from ffcv_r50.report import batches, course, samples
 from ffcv_r50.report.folder import Run
 from ffcv_r50.report.head import head
 from ffcv_r50.report.provenance import provenance
@@ -46,7 +46,7 @@ def render(run: Run, price: float | None = None) -> str:
         "confusions": samples.confusions(run, found, names) if found else None,
         "galleries": samples.galleries(run, found, names) if found else [],
         "calibration": samples.calibration(run, found) if found else None,
-        "batches": [],
+        "batches": batches.first_and_last(run),
         "provenance": provenance(run),
     }
     titles = {

@@ -127,7 +127,7 @@ def classes(found: Predictions, names: Sequence[str]) -> ClassTable:
     every.sort(key=lambda row: (np.isnan(row.recall), row.recall, row.f1))
     seen = [row for row in every if row.support]
     few = min(SHOWN_CLASSES, len(seen) // 2)
-    return ClassTable(every, seen[:few], seen[::-1][:few])
+    return ClassTable(every, [row for row in seen[:few] if row.recall < 1], seen[::-1][:few])
 
 
 def confusions(run: Run, found: Predictions, names: Sequence[str]) -> Confusions | None:
@@ -195,37 +195,34 @@ def galleries(run: Run, found: Predictions, names: Sequence[str]) -> list[Galler
     suspects = numbers.likely_label_errors(
         found.target, found.predicted, np.nan_to_num(own), found.confidence, len(names)
     )
-    others = np.setdiff1d(wrong, suspects[:SHOWN_IMAGES])
+    losses = np.argsort(-found.loss, kind="stable")
+    shown = np.union1d(suspects[:SHOWN_IMAGES], losses[:SHOWN_IMAGES])
+    others = np.setdiff1d(wrong, shown)
     sure = others[np.argsort(-found.confidence[others], kind="stable")]
     kinds = [
         (
             "Likely label errors",
             "Given as much probability for another class as that class's own images usually get "
-            "(confident learning). Look here first: some labels are wrong.",
+            f"(confident learning). Look here first: some labels are wrong.{_first_of(suspects)}",
             suspects,
         ),
+        ("Highest losses", "What the network found least likely.", losses),
         (
-            "Highest losses",
-            "What the network found least likely.",
-            np.argsort(-found.loss, kind="stable"),
+            "Confident errors",
+            f"Wrong, with the highest probabilities, and not shown above.{_first_of(sure)}",
+            sure,
         ),
-        ("Confident errors", "Wrong, with the highest probabilities, and not shown above.", sure),
     ]
     return [
-        Gallery(
-            f"{title}",
-            f"{note} {_of(len(chosen), title)}".strip(),
-            _cards(run, found, own, chosen, names),
-        )
+        Gallery(title, note, _cards(run, found, own, chosen, names))
         for title, note, chosen in kinds
         if len(chosen)
     ]
 
 
-def _of(count: int, title: str) -> str:
-    if title == "Highest losses" or count <= SHOWN_IMAGES:
-        return ""
-    return f"The first {SHOWN_IMAGES} of {count:,}."
+def _first_of(chosen: Ints) -> str:
+    more = len(chosen) > SHOWN_IMAGES
+    return f" The first {SHOWN_IMAGES} of {len(chosen):,}." if more else ""
 
 
 def _cards(

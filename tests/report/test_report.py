@@ -15,9 +15,12 @@ from PIL import Image
 from sklearn import metrics
 
 from ffcv_r50.config import settings
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import UserError
 from ffcv_r50.report import __main__ as report
-from ffcv_r50.report import folder, names, numbers, page, provenance, samples
+from ffcv_r50.report import batches, folder, names, numbers, page, provenance, samples
+from tests.conftest import Dataset
 from tests.report import runs
 from tests.report.runs import Made
 
@@ -83,6 +86,7 @@ def test_the_head(text: str, made: Made) -> None:
     assert "<td>ema</td>" in text
     assert "Every setting that shapes the result is the recipe" in text
     assert "The loader was the limit" in text
+    assert '61.3<span class="unit"> GB</span>' in text
     # 8 and 4 GPUs: how many hours each was used nobody recorded.
     assert "GPU-hours" not in text
 
@@ -213,6 +217,28 @@ def test_likely_label_errors_and_losses_come_first(made: Made) -> None:
     for card in galleries["Likely label errors"]:
         assert card.target != card.predicted
         assert card.image.startswith("data:image/jpeg")
+
+
+def test_the_first_and_the_last_batch_are_those_of_the_run(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    words = dataset.arguments(tmp_path, "--augment=[{mix: {mixup: 5}}]", "--training.epochs=2",
+                              "--schedule.lr={0: 1}", "--schedule.resolution={0: 32, 1: 64}")  # fmt: skip
+    config = settings.load(words)
+    row = {"epoch": 1, "top_1": 50.0, "top_5": 90.0, "val_loss": 1.0}
+    first, last = batches.first_and_last(folder.Run(tmp_path, config, [row], [], {}, None))
+    assert len(first.cards) == len(last.cards) == batches.SHOWN_IMAGES
+    assert (first.note.split()[4:6], last.note.split()[4:6]) == (["at", "32"], ["at", "64"])
+    loader = TrainLoader(
+        Beton(dataset.train), seed=0, batch_size=32, micro_batch_size=32, crop_scale=(0.3, 1.0)
+    )
+    for shown, epoch, step in ((first, 0, 0), (last, 1, 1)):
+        with loader.epoch(epoch, 32, first_step=step) as loaded:
+            labels = next(loaded).labels.tolist()
+        for card, label in zip(shown.cards, labels, strict=False):
+            assert any(word.split()[-1] == "abc"[label] for word in card.words)
+            assert card.image.startswith("data:image/jpeg")
+    assert any(len(card.words) == 2 for card in first.cards), "mixed"
 
 
 @pytest.mark.parametrize(
