@@ -187,7 +187,8 @@ def _frame(x: Axis, y: Axis, *, names_x: bool = True) -> list[str]:
     for value, place in zip(y.ticks, y.at(y.ticks), strict=True):
         parts.append(_line(x.start, place, x.end, place, "grid"))
         parts.append(_text(x.start - 7, place + 4, number(value), "end"))
-    for value, place in zip(x.ticks, x.at(x.ticks), strict=True) if names_x else ():
+    epochs = [value for value in x.ticks if value == round(value)] if names_x else []
+    for value, place in zip(epochs, x.at(epochs), strict=True):
         parts.append(_text(place, y.start + 18, number(value), "middle"))
     parts.append(_line(x.start, y.start, x.end, y.start, "axis"))
     return parts
@@ -197,7 +198,7 @@ def _marks(marks: Sequence[Mark], x: Axis, top: float, bottom: float) -> list[st
     parts = []
     for mark in marks:
         place = float(x.at(mark.epoch))
-        title = f"<title>{escape(f'epoch {number(mark.epoch)}: {mark.text}')}</title>"
+        title = f"<title>{escape(mark.text)}</title>"
         hit = f'<rect class="hit" x="{place - 4:.1f}" y="{top:.1f}" width="8" height="{bottom - top:.1f}"/>'
         parts.append(f"<g>{title}{hit}{_line(place, top, place, bottom, 'mark')}</g>")
     return parts
@@ -317,6 +318,7 @@ def reliability(found: Calibration, width: int) -> Markup:
             continue
         interval = wilson(round(accuracy * count), count)
         top, meant = float(y.at(accuracy)), float(y.at(confidence))
+        below_both = max(top, meant)
         low, high = y.at(interval.low), y.at(interval.high)
         middle = left + step / 2 - 1
         bar = 38 * count / most
@@ -326,7 +328,7 @@ def reliability(found: Calibration, width: int) -> Markup:
         )
         parts.append(
             f"<g><title>{escape(title)}</title>"
-            f'<rect class="bar c0" x="{left:.1f}" y="{top:.1f}" width="{step - 2:.1f}" height="{y.start - top:.1f}"/>'
+            f'<rect class="bar c0" x="{left:.1f}" y="{below_both:.1f}" width="{step - 2:.1f}" height="{y.start - below_both:.1f}"/>'
             f'<rect class="gap" x="{left:.1f}" y="{min(top, meant):.1f}" width="{step - 2:.1f}" height="{abs(top - meant):.1f}"/>'
             f"{_line(middle, float(low), middle, float(high), 'whisker')}"
             f'<rect class="bar c5" x="{left:.1f}" y="{height - BOTTOM - bar:.1f}" width="{step - 2:.1f}" height="{bar:.1f}"/>'

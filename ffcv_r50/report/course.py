@@ -1,6 +1,5 @@
 """The course of a run: its recipe, curves, speed and time over the epochs."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -38,18 +37,16 @@ def both(draw: Callable[[int], Markup]) -> tuple[Markup, Markup]:
 
 
 def marks(run: Run) -> list[Mark]:
-    """Restarts and changes of the number of processes, where the folder says when they were."""
-    found = []
-    for before, start in itertools.pairwise(run.starts):
-        if "epoch" not in start:
+    """Restarts, at the begin of the epoch in which they were; with the number of processes if it changed."""
+    sizes, found = run.processes, []
+    for row in run.start_rows:
+        epoch = int(run.ends[row]) - 1
+        if row == 0 and epoch == 0:
             continue
-        sizes = before.get("world_size"), start.get("world_size")
-        text = (
-            "restarted"
-            if sizes[0] == sizes[1]
-            else f"restarted, {sizes[0]} -> {sizes[1]} processes"
-        )
-        found.append(Mark(float(start["epoch"]), text))
+        text = f"restarted in epoch {epoch + 1}"
+        if sizes is not None and row and sizes[row] != sizes[row - 1]:
+            text += f", {sizes[row - 1]} -> {sizes[row]} processes"
+        found.append(Mark(epoch, text))
     return found
 
 

@@ -110,6 +110,24 @@ class Run:
         return np.array([row["epoch"] + 1 for row in self.rows])
 
     @property
+    def start_rows(self) -> list[int]:
+        """Rows of the epochs in which the run was started, the first time or again."""
+        return [int(row) for row in np.flatnonzero(np.nan_to_num(self.column("start_seconds")))]
+
+    @property
+    def processes(self) -> Ints | None:
+        """[rows] how many there were; after a restart in an epoch, those after it. None where nobody
+        knows: several starts on different numbers, and not when they were.
+        """
+        sizes = [start.get("world_size") for start in self.starts]
+        if len(set(sizes)) == 1 and isinstance(sizes[0], int):
+            return np.full(len(self.rows), sizes[0])
+        rows = self.start_rows
+        if len(rows) != len(sizes) or rows[:1] != [0]:
+            return None
+        return np.repeat(np.array(sizes), np.diff([*rows, len(self.rows)]))
+
+    @property
     def last(self) -> dict[str, Any]:
         """The newest row of the log."""
         return self.rows[-1]

@@ -1,5 +1,6 @@
 """The head of a report: what came out, what it cost, and what the run waited for."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from ffcv_r50.logs.console import duration
 from ffcv_r50.report.charts import number, percent
 from ffcv_r50.report.folder import Run
-from ffcv_r50.report.numbers import Interval, wilson
+from ffcv_r50.report.numbers import Bools, Interval, wilson
 
 WAITED_MUCH, WAITED_SOME = 0.10, 0.03
 """Shares of the training's time from which on waiting for data is the finding, or worth a word."""
@@ -99,6 +100,11 @@ def _range(found: Interval | None) -> str:
     return f"{found.low:.2f} – {found.high:.2f}" if found else ""
 
 
+def _points(difference: float) -> str:
+    """With the sign of a typesetter."""
+    return f"{difference:+.2f}".replace("-", "−")
+
+
 def _machine(run: Run) -> str:
     if not run.starts:
         return ""
@@ -116,7 +122,7 @@ def _accuracies(run: Run) -> list[Tile]:
         interval = interval_of(run, value)
         detail = [f"95 %: {_range(interval)}"] if interval else []
         if key in published:
-            detail.append(f"{value - published[key]:+.2f} to the published {published[key]:g}")
+            detail.append(f"{_points(value - published[key])} to the published {published[key]:g}")
         tiles.append(Tile(label + of, f"{value:.2f}", "%", "\n".join(detail)))
     return tiles
 
@@ -125,11 +131,14 @@ def _costs(run: Run, price: float | None) -> list[Tile]:
     seconds = float(np.nansum(run.column("epoch_seconds")) + np.nansum(run.column("eval_seconds")))
     train = float(np.nansum(run.column("epoch_seconds")))
     tiles = [Tile("time", duration(seconds), "", f"{duration(train)} of it training")]
-    sizes = {start.get("world_size") for start in run.starts}
-    devices = {start.get("device") for start in run.starts}
-    if len(sizes) == 1 and isinstance(size := sizes.pop(), int) and devices != {"cpu"}:
-        hours = seconds * size / 3600
-        tiles.append(Tile("GPU-hours", number(hours), "", f"{size} × {duration(seconds)}"))
+    sizes, devices = run.processes, {start.get("device") for start in run.starts}
+    if sizes is not None and devices != {"cpu"}:
+        each = np.nan_to_num(run.column("epoch_seconds")) + np.nan_to_num(
+            run.column("eval_seconds")
+        )
+        hours = float((each * sizes).sum()) / 3600
+        counts = " then ".join(str(size) for size, _ in itertools.groupby(sizes))
+        tiles.append(Tile("GPU-hours", number(hours), "", f"on {counts} GPUs"))
         if price is not None:
             tiles.append(Tile("price", f"{hours * price:,.2f}", "", f"at {price:g} a GPU-hour"))
     speed = run.column("images_per_second")
@@ -151,7 +160,7 @@ def _networks(run: Run) -> list[Network]:
         top_1, top_5, loss = (
             float(run.last[run.key(name, k)]) for k in ("top_1", "top_5", "val_loss")
         )
-        against = "weights.pt" if name == run.networks[0] else f"{top_1 - first:+.2f}"
+        against = "weights.pt" if name == run.networks[0] else _points(top_1 - first)
         interval = _range(interval_of(run, top_1))
         rows.append(Network(name, f"{top_1:.2f}", interval, f"{top_5:.2f}", f"{loss:.4f}", against))
     return rows
@@ -184,28 +193,33 @@ def _result(run: Run) -> Finding | None:
 
 
 def _limit(run: Run) -> Finding | None:
-    """What the training waited for."""
+    """What the training waited for. The first epoch is told apart: it compiles, and reads cold files."""
     seconds, waits = run.column("epoch_seconds"), run.column("data_wait_fraction")
-    known = np.isfinite(seconds) & np.isfinite(waits)
-    if not known.any() or not seconds[known].sum():
+    known = np.isfinite(seconds) & np.isfinite(waits) & (seconds > 0)
+    if not known.any():
         return None
-    wait = float((seconds * waits)[known].sum() / seconds[known].sum())
-    lost = float((seconds * waits)[known].sum())
-    sizes = run.column("resolution")
-    by_size = {
-        int(size): float((seconds * waits)[mine].sum() / max(seconds[mine].sum(), 1e-9))
-        for size in np.unique(sizes[known])
-        if (mine := known & (sizes == size)).any()
-    }
+    first = known & (run.ends == 1)
+    counted = known & ~first if (known & ~first).any() else known
+
+    def waited(rows: Bools) -> float:
+        return float((seconds * waits)[rows].sum() / seconds[rows].sum())
+
+    wait, sizes = waited(counted), run.column("resolution")
+    by_size = {int(n): waited(counted & (sizes == n)) for n in np.unique(sizes[counted])}
     worst = max(by_size, key=lambda size: by_size[size])
     where = f", most at {worst} px ({percent(by_size[worst])})" if len(by_size) > 1 else ""
+    before = ""
+    if (first & ~counted).any() and waited(first) >= wait + WAITED_MUCH:
+        before = f" The first epoch, not counted here, waited {percent(waited(first))} of its time."
     if wait >= WAITED_MUCH:
+        lost, all_ = float((seconds * waits)[counted].sum()), float(seconds[counted].sum())
         return Finding(
             "bad",
             f"The loader was the limit: {percent(wait)} of the training waited for data{where}",
-            f"That is {duration(lost)} of {duration(float(seconds[known].sum()))}. More CPU cores for each process (data.num_workers), more raw "
-            "images in the file (--cfg.write_mode=proportion --cfg.compress_probability=0.25), or a "
-            "lower resolution would help; a faster GPU would not.",
+            f"That is {duration(lost)} of {duration(all_)}. More CPU cores for each process "
+            "(data.num_workers), more raw images in the file (--cfg.write_mode=proportion "
+            "--cfg.compress_probability=0.25), or a lower resolution would help; a faster GPU would "
+            f"not.{before}",
         )
     faster = []
     if not run.config.training.compile:
@@ -216,7 +230,7 @@ def _limit(run: Run) -> Finding | None:
     return Finding(
         "plain" if wait >= WAITED_SOME else "good",
         f"Computation was the limit: {percent(wait, 1)} of the training waited for data{where}",
-        f"What may make it faster: {', '.join(faster[:-1])} or {faster[-1]}.",
+        f"What may make it faster: {', '.join(faster[:-1])} or {faster[-1]}.{before}",
     )
 
 

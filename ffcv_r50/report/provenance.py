@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
+from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.report.folder import Run
 from ffcv_r50.run import compatibility
@@ -47,8 +50,13 @@ class Provenance(NamedTuple):
 def provenance(run: Run) -> Provenance:
     """Of a run, as far as its folder tells."""
     config, versions = run.config, dict(run.starts[-1].get("versions", {})) if run.starts else {}
-    differences = compatibility.differences(run.recipe.config, config) if run.recipe else {}
-    changes = [Change(key, f"{was}", f"{now}") for key, (was, now) in differences.items()]
+    changes = []
+    if run.recipe:
+        recipe = run.recipe.config
+        changes = [
+            Change(key, _written(recipe, key), _written(config, key))
+            for key in compatibility.differences(recipe, config)
+        ]
     files = [
         *_dataset("training set", config.data.train_dataset, run.train_set),
         *_dataset("validation set", config.data.val_dataset, run.val_set),
@@ -64,6 +72,15 @@ def provenance(run: Run) -> Provenance:
         [_start(start) for start in run.starts],
         _block(run, versions),
     )
+
+
+def _written(config: Config, key: str) -> str:
+    """A setting as a recipe writes it."""
+    value = yaml.safe_load(config.to_yaml())
+    for name in key.split("."):
+        value = value[name]
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _dataset(what: str, path: str, dataset: Beton | None) -> list[tuple[str, str, str]]:

@@ -256,7 +256,12 @@ def calibration(run: Run, found: Predictions) -> CalibrationSection:
     else:
         verdict += f"it is {'over' if excess > 0 else 'under'}-confident."
     drawn = [
-        Chart("Reliability", [], *both(lambda width: charts.reliability(result, min(width, 440))))
+        Chart(
+            "Reliability",
+            [],
+            *both(lambda width: charts.reliability(result, min(width, 440))),
+            "How often the network is right, by how sure it is; orange is the distance between both.",
+        )
     ]
     if run.val_set is not None:
         index = found.index

@@ -57,9 +57,9 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
     return list(changes.values())
 
 
-def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that shape a result and are not the same, by key: both values, as YAML has them."""
-    return _differences("", before.to_yaml(), now)
+def differences(before: Config, now: Config) -> list[str]:
+    """The keys of those settings that shape a result and are not the same."""
+    return list(_differences("", before.to_yaml(), now))
 
 
 def _differences(where: str, saved: str, config: Config) -> dict[str, tuple[Any, Any]]:

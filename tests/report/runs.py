@@ -161,10 +161,9 @@ def write_starts(run: Path) -> None:
             "world_size": size,
             "device": "NVIDIA H100 80GB HBM3",
             "format": 1,
-            "epoch": epoch,
             "versions": {"ffcv_r50": "0.1.0", "python": "3.11.7", "torch": "2.15.0+cu132"},
         }
-        for day, size, epoch in ((0, 8, 0), (1, 4, 4.3))
+        for day, size in ((0, 8), (1, 4))
     ]
     (run / "environment.json").write_text(json.dumps(starts))
 
