@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ffcv_r50 import build, distributed, eval_only, recipe
+from ffcv_r50 import build, distributed, eval_only, recipe, report
 from ffcv_r50.config.settings import Config
 from ffcv_r50.distributed.preemption import StopSignal, StopVote
 from ffcv_r50.distributed.watchdog import Watchdog
@@ -146,6 +146,7 @@ class Run:
                     continue
                 self._evaluate_epoch()
             self._finish()
+        report.at_the_end(self.config.logging.folder, self.console)
         return FINISHED
 
     def _introduce(self) -> None:
@@ -386,8 +387,7 @@ class Run:
         if self.row:  # which a full disk may have kept out of the log
             last |= self.row.values()
         validation, progress = self.config.validation, self.progress
-        seen = f"{self.val_set.num_samples:,} validation images"
-        seen += f" ({how(validation.resolution, validation.tta)})"
+        seen = f"{self.val_set.num_samples:,} validation images ({how(validation.resolution, validation.tta)})"
         line = finished(last, progress.best_top_1, progress.run_seconds, seen)
         self.console.say(f"{line}; {self.config.logging.folder}")
         self.storage.set_status("finished", FINISHED)

@@ -369,6 +369,15 @@ class Config(Options):
         return {place: value for place, value in found.items() if not value.constant}
 
     @property
+    def rows(self) -> dict[str, Keyframes | Varying]:
+        """All that changes during training, by name: ``lr``, ``mix.cutmix``, ``lr_multipliers.fc``, ..."""
+        found: dict[str, Keyframes | Varying] = {**self.schedule.rows}
+        for (setting, name), row in self.varying.items():
+            section = "" if setting == "augment" else setting.removeprefix("training.")
+            found[f"{section}.{name}".strip(".")] = row
+        return found
+
+    @property
     def recomputed_images(self) -> dict[str, int]:
         """Over how many images each average's batch-norm statistics are recomputed; 0 for none."""
         return {AVERAGES.name_of(options): options.recomputed_over for options in self.averages}

@@ -45,16 +45,8 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
         UserError: something else differs, named; or a saved setting is not one of this version's,
             which ``resume.allow`` cannot permit: nobody knows what it would do.
     """
-    before, now = (
-        _settings(where, saved, type(config)),
-        _settings("", config.to_yaml(), type(config)),
-    )
-    changes = {
-        key: f"{key} ({declaration.plain(before[key])} -> {declaration.plain(now[key])})"
-        # Where a thing is another one its options are not compared.
-        for key in sorted(before.keys() & now.keys())
-        if before[key] != now[key]
-    }
+    found = _differences(where, saved, config)
+    changes = {key: f"{key} ({before} -> {now})" for key, (before, now) in found.items()}
     allowed = config.resume.allow.split(",")
     if refused := [text for key, text in changes.items() if key not in allowed]:
         raise UserError(
@@ -63,6 +55,22 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
             "logging.folder"
         )
     return list(changes.values())
+
+
+def differences(before: Config, now: Config) -> list[str]:
+    """The keys of those settings that shape a result and are not the same."""
+    return list(_differences("", before.to_yaml(), now))
+
+
+def _differences(where: str, saved: str, config: Config) -> dict[str, tuple[Any, Any]]:
+    before = _settings(where, saved, type(config))
+    now = _settings("", config.to_yaml(), type(config))
+    return {
+        key: (declaration.plain(before[key]), declaration.plain(now[key]))
+        # Where a thing is another one its options are not compared.
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key]
+    }
 
 
 def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from ffcv_r50 import build, distributed, recipe
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.files import atomic_write
-from ffcv_r50.recipe import Plan
 from ffcv_r50.registry import Options, Range
+from ffcv_r50.report import batches
+from ffcv_r50.report.batches import Seen
 from ffcv_r50.tools import recipe_words
-from ffcv_r50.training.protocols import Batch
-from ffcv_r50.training.transforms.normalize import MEAN, STD
 
 USAGE = """\
 usage: python -m ffcv_r50.tools.show_batch FILE --data.train_dataset=FILE [--epoch=N] [--step=N] [--images=N] [--output=FILE] [--section.key=value ...]
@@ -28,8 +24,6 @@ same ones that a run of this recipe sees in this step, on any number of processe
 """
 
 TEXT_HEIGHT = 12
-LINES = 2
-"""Of text under an image: a mixed one has two classes."""
 MARGIN = 4
 SMALLEST = 128
 """Smaller images are enlarged to so many pixels, whole pixels each."""
@@ -72,73 +66,41 @@ def show(argv: Sequence[str]) -> None:
         raise UserError(
             f"command line: --output={output}: give it the name of an image, such as .png"
         )
-    world = distributed.World(0, 1, 0, 1, torch.device("cpu"))
     dataset = Beton(config.data.train_dataset)
-    plan = Plan(_share(config.training.batch_size, options.images), 1)
-    loader = build.train_loader(config, dataset, plan, world)
-    steps = loader.steps_per_epoch
-    if options.step >= steps:
+    steps = dataset.num_samples // config.training.batch_size
+    if 0 < steps <= options.step:
         raise UserError(f"command line: --step={options.step}: an epoch has {steps:,}, from 0")
-    step = recipe.step(config, options.epoch, options.step, steps)
-    resolution = recipe.resolution(config, options.epoch)
-    with loader.epoch(options.epoch, resolution, options.step) as loaded:
-        batch = next(build.train_batches(loaded, plan, world))
-        for transform in build.batch_transforms(config, dataset.num_classes, world.device):
-            batch = transform(batch, step)
-        names = dataset.sidecar.classes if dataset.sidecar else []
-        picture = _picture(batch, options.images, names)
+    batch = batches.seen(config, dataset, options.epoch, options.step, options.images)
+    picture = _picture(batch, dataset.sidecar.classes if dataset.sidecar else [])
     try:
         with atomic_write(output) as file:
             picture.save(file, format=Image.registered_extensions()[output.suffix.lower()])
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
-    shown = min(options.images, len(batch.targets))
+    shown, side = batch.pixels.shape[:2]
     print(
         f"{output}: {shown} of the {config.training.batch_size:,} images of step {options.step} in epoch "
-        f"{options.epoch}, {resolution} px"
+        f"{options.epoch}, {side} px"
     )
 
 
-def _share(batch_size: int, images: int) -> int:
-    """The smallest even part of a batch with so many images: they are the same however it is cut."""
-    parts = (n for n in range(min(images, batch_size), batch_size) if batch_size % n == 0)
-    return next((n for n in parts if n % 2 == 0), batch_size)
-
-
-def _picture(batch: Batch, count: int, names: Sequence[str]) -> Image.Image:
-    """A sheet of the first images."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    images = (batch.images[:count] * std + mean).round().clamp(0, 255).byte()
-    side = images.shape[2]
+def _picture(batch: Seen, names: Sequence[str]) -> Image.Image:
+    """A sheet of the images."""
+    side = batch.pixels.shape[1]
     shown = side * max(1, -(-SMALLEST // side))
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = -(-len(images) // columns)
-    cell = (shown + MARGIN, shown + LINES * TEXT_HEIGHT + MARGIN)
+    columns = math.ceil(math.sqrt(len(batch.pixels)))
+    rows = -(-len(batch.pixels) // columns)
+    cell = (shown + MARGIN, shown + batches.SHOWN_CLASSES * TEXT_HEIGHT + MARGIN)
     sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_HEIGHT - 2)
-    for i, (image, target) in enumerate(zip(images, batch.targets, strict=False)):
+    short = [name[:16] for name in names]
+    for i, (image, target) in enumerate(zip(batch.pixels, batch.targets, strict=True)):
         left, top = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
-        pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-        sheet.paste(pixels.resize((shown, shown), Image.Resampling.NEAREST), (left, top))
-        for line, text in enumerate(_words(target, names)):
+        pixels = Image.fromarray(image).resize((shown, shown), Image.Resampling.NEAREST)
+        sheet.paste(pixels, (left, top))
+        for line, text in enumerate(batches.words(target, short)):
             draw.text((left, top + shown + line * TEXT_HEIGHT), text, "black", font)
     return sheet
-
-
-def _words(target: Tensor, names: Sequence[str]) -> list[str]:
-    """The classes of an image, and their shares where there are several."""
-
-    def name(number: int) -> str:
-        return names[number][:16] if names else f"class {number}"
-
-    if not target.is_floating_point():
-        return [name(int(target))]
-    shares, classes = target.topk(min(LINES, len(target)))
-    # Under half a percent nothing of it can be seen.
-    found = [(float(s), int(c)) for s, c in zip(shares, classes, strict=True) if s >= 0.005]
-    return [
-        f"{share:.0%} {name(number)}" if len(found) > 1 else name(number) for share, number in found
-    ]
 
 
 if __name__ == "__main__":

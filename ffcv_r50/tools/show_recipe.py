@@ -258,11 +258,7 @@ def _epochs(config: Config, dataset: Dataset) -> Table:
     unit, name = _unit(images * max(costs.values()))
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     per_image, per_epoch = "GFLOP\nper image", f"{name}\nper epoch"
-    rows = config.schedule.rows.items()
-    changing = {name: row for name, row in rows if name != "resolution"}
-    for (setting, name), row in config.varying.items():
-        section = "" if setting == "augment" else setting.rpartition(".")[2]
-        changing[f"{section}.{name}".strip(".")] = row
+    changing = {name: row for name, row in config.rows.items() if name != "resolution"}
     words = [name.replace("_", "\n").replace(".", "\n") for name in changing]
     ends = [f"{name}\n{end}" for name in words for end in ("start", "end")]
     for column in ("epoch", "px", *ends, "steps", "images", per_image, per_epoch):

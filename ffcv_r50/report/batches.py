@@ -1,0 +1,128 @@
+"""Training batches as the network saw them: rebuilt from the seed, on any machine that has the file."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ffcv_r50 import build, distributed, recipe
+from ffcv_r50.config.settings import Config
+from ffcv_r50.data.beton import Beton
+from ffcv_r50.errors import RunFault, UserError
+from ffcv_r50.recipe import Plan
+from ffcv_r50.report import names, thumbnails
+from ffcv_r50.report.folder import Run
+from ffcv_r50.training.transforms.normalize import MEAN, STD
+
+SHOWN_CLASSES = 2
+"""Of an image: a mixed one has two."""
+SHOWN_IMAGES = 20
+"""Of a batch, in the report."""
+
+
+class Seen(NamedTuple):
+    """The first images of a step, after all crops and augmentations."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[images, side, side, 3]."""
+    targets: Tensor
+    """int64 [images] classes, or float [images, classes] shares."""
+
+
+def seen(config: Config, dataset: Beton, epoch: int, number: int, images: int) -> Seen:
+    """What a run of these settings sees in a step, on any number of processes.
+
+    Args:
+        config: its settings.
+        dataset: of training images.
+        epoch: counted from 0.
+        number: of the step within the epoch, counted from 0; one that there is.
+        images: at most so many.
+
+    Raises:
+        UserError: the dataset is smaller than a batch, or an image cannot be decoded.
+    """
+    world = distributed.World(0, 1, 0, 1, torch.device("cpu"))
+    plan = Plan(_share(config.training.batch_size, images), 1)
+    loader = build.train_loader(config, dataset, plan, world)
+    step = recipe.step(config, epoch, number, loader.steps_per_epoch)
+    with loader.epoch(epoch, recipe.resolution(config, epoch), number) as loaded:
+        batch = next(build.train_batches(loaded, plan, world))
+        for transform in build.batch_transforms(config, dataset.num_classes, world.device):
+            batch = transform(batch, step)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        bytes_ = (batch.images[:images] * std + mean).round().clamp(0, 255).byte()
+        return Seen(bytes_.permute(0, 2, 3, 1).numpy().copy(), batch.targets[:images].clone())
+
+
+def _share(batch_size: int, images: int) -> int:
+    """The smallest even part of a batch with so many images: they are the same however it is cut."""
+    parts = (n for n in range(min(images, batch_size), batch_size) if batch_size % n == 0)
+    return next((n for n in parts if n % 2 == 0), batch_size)
+
+
+def words(target: Tensor, known: Sequence[str]) -> list[str]:
+    """The classes of an image, and their shares where there are several.
+
+    Args:
+        target: a class, or shares of all.
+        known: what classes are called; empty where nobody knows.
+    """
+
+    def name(number: int) -> str:
+        return known[number] if known else f"class {number}"
+
+    if not target.is_floating_point():
+        return [name(int(target))]
+    shares, classes = target.topk(min(SHOWN_CLASSES, len(target)))
+    # Under half a percent nothing of it can be seen.
+    found = [(float(s), int(c)) for s, c in zip(shares, classes, strict=True) if s >= 0.005]
+    return [
+        f"{share:.0%} {name(number)}" if len(found) > 1 else name(number) for share, number in found
+    ]
+
+
+# --------------------------------------------------------------------------------- in the report
+
+
+class SeenCard(NamedTuple):
+    """An image with its targets."""
+
+    image: str
+    words: list[str]
+
+
+class SeenBatch(NamedTuple):
+    """The first images of a batch."""
+
+    title: str
+    note: str
+    cards: list[SeenCard]
+
+
+def first_and_last(run: Run) -> list[SeenBatch]:
+    """The first batch of a run and the last one so far, where the training set is still there."""
+    dataset, config = run.train_set, run.config
+    if dataset is None:
+        return []
+    last = int(run.last["epoch"])
+    steps = dataset.num_samples // config.training.batch_size
+    known = names.of_classes(dataset.sidecar.classes) if dataset.sidecar else []
+    found = []
+    for title, epoch, number in (("The first", 0, 0), ("The last", last, steps - 1)):
+        try:
+            batch = seen(config, dataset, epoch, number, SHOWN_IMAGES)
+        except (UserError, RunFault):  # another file than the run's may lie there by now
+            return []
+        cards = [
+            SeenCard(thumbnails.uri(Image.fromarray(pixels)), words(target, known))
+            for pixels, target in zip(batch.pixels, batch.targets, strict=True)
+        ]
+        side = batch.pixels.shape[1]
+        note = f"Its first {len(cards)} images at {side} px, after all crops and augmentations."
+        found.append(SeenBatch(f"{title} training batch as the network saw it", note, cards))
+    return found
