@@ -82,8 +82,16 @@ class Draws:
 
         Returns:
             bool [rows, columns].
+
+        Raises:
+            UserError: the rows are not the samples' (but those of a table, say).
         """
         samples = len(self._positions)
+        if rows % samples:
+            raise UserError(
+                "model.arch: drops parts of what belongs to no image, which depends on the number of "
+                "processes; choose another network"
+            )
         each = rows // samples * columns
         blocks = torch.arange(-(-each // 4), device=self._positions.device)
         words = philox4x32(

@@ -15,6 +15,9 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.models.dropout import draw_by_position
 
 META = torch.device("meta")
+PRIME = 251
+"""Images that a network is given where it may be more than one: dropout on tables, which have another
+number of rows, is told from dropout on images by it."""
 
 
 def check(
@@ -33,11 +36,12 @@ def check(
             of its process, changes what is not batch-norm's, or gives something else than logits.
     """
     network = on_meta(arch, num_classes, **options).train(training)
-    draw_by_position(network, 0, META).begin(0, range(batch_size))
+    images = PRIME if batch_size > 1 else 1
+    draw_by_position(network, 0, META).begin(0, range(images))
     before = _foreign_state(network)
     try:
         with torch.no_grad(), _NoRandomNumbers(arch):
-            logits = network(torch.empty(batch_size, 3, resolution, resolution, device=META))
+            logits = network(torch.empty(images, 3, resolution, resolution, device=META))
     except (RuntimeError, AssertionError, ValueError) as error:
         what = f"{batch_size} at a time" if training else "in evaluation"
         raise UserError(
@@ -47,10 +51,10 @@ def check(
         ) from error
     if changed := [name for name, seen in _foreign_state(network).items() if seen != before[name]]:
         raise UserError(
-            f"model.arch={arch}: its {changed[0]} changes in training in a way that depends on the "
+            f"model.arch={arch}: its {changed[0]} changes in training, which could depend on the "
             "number of processes; choose another network"
         )
-    if not isinstance(logits, Tensor) or logits.shape != (batch_size, num_classes):
+    if not isinstance(logits, Tensor) or logits.shape != (images, num_classes):
         raise UserError(
             f"model.arch={arch}: gives something else than one logit for each class; choose another "
             "network"

@@ -83,7 +83,7 @@ def build(
         for block in blocks:
             block.zero_init_last()
     depths = _keep_stochastic_depth(model)
-    if stochastic_depth and max(depths, default=0.0) < stochastic_depth:
+    if stochastic_depth and not any(depths):
         raise UserError(_no_branches(arch))
     _keep_dropout(model)
     drops = [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]

@@ -1,7 +1,9 @@
 """timm's networks: what they compute is timm's, what cannot be promised is refused."""
 
 import copy
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +18,14 @@ from torchvision.ops import StochasticDepth
 
 from ffcv_r50 import models, optim
 from ffcv_r50.config.settings import Model
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import FINISHED, UserError
 from ffcv_r50.models import batchnorm, sizes
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.models.pretrained import start_from
 from ffcv_r50.optim import layers
 from ffcv_r50.tools import flops
+from tests import ranks
+from tests.conftest import Dataset
 
 CPU = torch.device("cpu")
 
@@ -145,7 +149,7 @@ def small() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_shared_statistics_keep_the_activation(tmp_path: object) -> None:
+def test_shared_statistics_keep_the_activation(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 8, 8)
     processes = start_processes(
         _normalised, (str(tmp_path), small(), x), nprocs=RANKS, join=False, start_method="fork"
@@ -298,6 +302,18 @@ class Counts(nn.Module):
         return x.mean((2, 3)) - self.get_buffer("mean")
 
 
+class DropsTable(nn.Module):
+    """Drops from weights, as some networks do from their tables of relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(16, 3))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * self.drop(self.table).mean(0)
+
+
 class Several(nn.Module):
     """Gives logits twice in training."""
 
@@ -312,7 +328,8 @@ class Several(nn.Module):
             Draws,
             r"model\.arch=x: draws random numbers \((bernoulli_|native_dropout)\) that depend on",
         ),
-        (Counts, r"model\.arch=x: its Counts\.mean changes in training in a way that depends on"),
+        (Counts, r"model\.arch=x: its Counts\.mean changes in training, which could depend on"),
+        (DropsTable, r"model\.arch: drops parts of what belongs to no image, which depends on"),
         (Several, r"model\.arch=x: gives something else than one logit for each class"),
     ],
 )
@@ -324,3 +341,25 @@ def test_what_would_depend_on_the_number_of_processes_is_refused(
         sizes.check("x", 3, batch_size=4, resolution=32, training=True)
     if network is not Several:
         sizes.check("x", 3, batch_size=4, resolution=32, training=False)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_network_of_timms(dataset: Dataset, tmp_path: Path) -> None:
+    """With dropout, stochastic depth and statistics that two processes share: killed and continued it
+    ends in the same bits, and one process computes the same.
+    """
+    options = (
+        *("--model.arch=timm/test_efficientnet", "--model.dropout=0.2"),
+        *("--model.stochastic_depth=0.2", "--training.norm_batch_size=16"),
+        *("--training.epochs=1", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 64}"),
+    )
+    hook = ranks.at_step(2, signal.SIGKILL)
+    for name, count, killed in (("one", 1, False), ("two", 2, False), ("killed", 2, True)):
+        arguments = ranks.arguments(dataset, tmp_path / name, *options)
+        if killed:
+            ranks.run(arguments, tmp_path / name, ranks=count, hook=hook)
+        ended = ranks.run(arguments, tmp_path / name, ranks=count)
+        assert ended.codes == [FINISHED] * count, ended.outputs
+    ranks.assert_same_run(tmp_path / "two", tmp_path / "killed")
+    one, two = (ranks.log(tmp_path / name)[-1] for name in ("one", "two"))
+    assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)

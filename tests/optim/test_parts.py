@@ -29,6 +29,7 @@ from ffcv_r50.training.transforms.normalize import Normalize
 CPU = torch.device("cpu")
 EPOCHS = 3
 STEPS = 2
+PASSES = 7
 MULTIPLIERS = {
     "stem": Varying({0: 0, 1: 0, 2: 0.8}),
     "body": Varying(0.3),
@@ -155,7 +156,7 @@ def test_without_multipliers_the_groups_are_those_of_a_network_without_parts() -
 
 def batches(number: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(number)
-    for part in range(2):
+    for part in range(PASSES):
         images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator)
         targets = torch.randint(5, (6,), generator=generator)
         positions = range(part * 6, part * 6 + 6)
@@ -176,7 +177,7 @@ def train_step(
         averages={},
         precision=Precision("fp32", CPU),
         draws=draw_by_position(model, 1, CPU),
-        micro_batches=2,
+        micro_batches=PASSES,
         ranks=1,
         outcomes=Outcomes(12, CPU, each=False),
         parts=parts,
@@ -196,8 +197,10 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("options", [SGD(), SGD(decoupled=True), AdamW(), Lamb(), Lars()], ids=str)
 def test_what_is_frozen_stands_still_to_the_bit_and_then_moves(options: Optimizer) -> None:
     model = network()
-    # Statistics that the sum over two micro-batches, divided by two, would not give back.
-    model.get_buffer("stem.1.running_mean").fill_(1 / 3)
+    # Statistics that the sum over seven micro-batches, divided by seven, would not give back.
+    model.get_buffer("stem.1.running_mean").copy_(torch.tensor([0.1, 0.3, 0.7, 0.9]))
+    model.get_buffer("stem.1.running_var").copy_(torch.tensor([0.15, 0.35, 0.75, 0.95]))
+    model.stem[1].momentum = 0.9  # type: ignore[assignment]
     step = train_step(model, options, {"stem": MULTIPLIERS["stem"]}, agc=True)
     before, state = copied(model), copy.deepcopy(step.optimizer.state_dict()["state"])
     indices = [i for i, (name, _) in enumerate(ordered(step)) if name.startswith("stem")]
@@ -239,7 +242,7 @@ def test_what_is_not_frozen_moves_as_above_a_part_in_evaluation() -> None:
         assert isinstance(norm, nn.BatchNorm2d)
         for batch in batches(number):
             logits = theirs(Normalize(CPU).images(batch.images))
-            (nn.functional.cross_entropy(logits, batch.targets) / 2).backward()
+            (nn.functional.cross_entropy(logits, batch.targets) / PASSES).backward()
         optimizer.step()
     torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
     for one, two in zip(ours.stem.parameters(), theirs.stem.parameters(), strict=True):
