@@ -1,6 +1,7 @@
 """Whether this start may continue a saved run: with which settings, on which datasets."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,7 +46,9 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
         UserError: something else differs, named; or a saved setting is not one of this version's,
             which ``resume.allow`` cannot permit: nobody knows what it would do.
     """
-    found = _differences(where, saved, config)
+    found = _differences(
+        _settings(where, saved, type(config)), _settings("", config.to_yaml(), type(config))
+    )
     changes = {key: f"{key} ({before} -> {now})" for key, (before, now) in found.items()}
     allowed = config.resume.allow.split(",")
     if refused := [text for key, text in changes.items() if key not in allowed]:
@@ -59,12 +62,26 @@ def changed_settings(where: str, saved: str, config: Config) -> list[str]:
 
 def differences(before: Config, now: Config) -> list[str]:
     """The keys of those settings that shape a result and are not the same."""
-    return list(_differences("", before.to_yaml(), now))
+    return list(_differences(*(_settings("", one.to_yaml(), type(one)) for one in (before, now))))
 
 
-def _differences(where: str, saved: str, config: Config) -> dict[str, tuple[Any, Any]]:
-    before = _settings(where, saved, type(config))
-    now = _settings("", config.to_yaml(), type(config))
+def saved_differences(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
+    """The settings that shape a result and differ between two run folders, with both values.
+
+    Raises:
+        UserError: the settings of one cannot be read.
+    """
+    found = []
+    for folder in (a, b):
+        try:
+            text = (folder / "config.yaml").read_text()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: its config.yaml cannot be read ({error})") from error
+        found.append(_settings(str(folder), text, Config))
+    return _differences(*found)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {
         key: (declaration.plain(before[key]), declaration.plain(now[key]))
         # Where a thing is another one its options are not compared.
