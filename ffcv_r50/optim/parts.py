@@ -87,10 +87,7 @@ class Parts:
 
     def _holder(self, name: str) -> str:
         """The innermost part that holds a parameter or module; the empty name is the whole network."""
-        return max(
-            (part for part in self._multipliers if _holds(part, name)),
-            key=len,
-        )
+        return max((part for part in self._multipliers if _holds(part, name)), key=len)
 
     def _check_names(self) -> None:
         known = dict.fromkeys(
