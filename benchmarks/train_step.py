@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def _default_run(cuda: bool) -> dict[str, list[str]]:
 
 def measure(
     config: Config, options: Measured, dataset: Beton, world: distributed.World
-) -> dict[str, str | float]:
+) -> dict[str, Any]:
     """The medians over all rounds, under the keys of ``--json``."""
     bench = Bench(config, options, dataset, world)
     rates: dict[str, list[float]] = {kind: [] for kind in bench.kinds}
@@ -142,6 +142,10 @@ def measure(
         "vote_seconds": medians["vote"],
         "overhead_percent": 100 * overhead,
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        "processes": world.size,
+        "loader_threads": world.size * (config.data.num_workers or world.cores),
+        "model": config.model.network,
+        "resolution": options.resolution,
     }
 
 
@@ -329,7 +333,7 @@ def write_synthetic(path: Path, count: int) -> None:
         writing.write(Writing(data_dir=folder, write_path=str(path), write_mode="jpg"))
 
 
-def _show(row: dict[str, str | float], config: Config, options: Measured) -> None:
+def _show(row: dict[str, Any], config: Config, options: Measured) -> None:
     table = Table(
         title=f"{config.model.arch}, {options.resolution} px, batch {config.training.batch_size}, "
         f"{row['device']}",

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from ffcv_r50 import build, distributed, models
+from ffcv_r50 import build, distributed, saved
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import Arrays, write_arrays
 from ffcv_r50.logs.console import Console
-from ffcv_r50.models import pretrained, sizes
-from ffcv_r50.run import checkpoint
 from ffcv_r50.training.evaluation import evaluate, how
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.predictions import Predictions
@@ -23,33 +21,16 @@ def run(config: Config, world: distributed.World, console: Console) -> None:
     assert config.checkpoint.file is not None, "the configuration asks for it"
     [val_set] = build.datasets(config, world, config.data.val_dataset)
     with distributed.errors_on_all_ranks():
-        weights = checkpoint.load_weights(Path(config.checkpoint.file))
-        if config.model.arch in models.AUXILIARY:  # torchvision's have layers for training only
-            weights = {k: v for k, v in weights.items() if not k.lower().startswith("aux")}
-        named = sizes.on_meta(num_classes=val_set.num_classes, **config.model.network)
-        head = weights.get(pretrained.head_names(named)[0])
-        num_classes = val_set.num_classes if head is None else len(head)
-        if val_set.num_classes > num_classes:
-            raise UserError(
-                f"--checkpoint={config.checkpoint.file}: has {num_classes} classes, "
-                f"{val_set.path} has {val_set.num_classes}"
-            )
+        build.set_up_torch(config, world.device)
+        precision = Precision(config.training.precision, world.device)
+        network = saved.load(config, Path(config.checkpoint.file), world.device)
+        setting = f"--checkpoint={config.checkpoint.file}"
+        num_classes = saved.check_classes(network, val_set, setting)
         if val_set.num_classes < num_classes:
             console.say(
                 f"note: the network has {num_classes} classes, {val_set.path} has "
                 f"{val_set.num_classes}"
             )
-        build.set_up_torch(config, world.device)
-        precision = Precision(config.training.precision, world.device)
-        network = build.network(config, num_classes, world.device)
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"--checkpoint={config.checkpoint.file}: does not fit model.arch="
-                f"{config.model.arch}: {reason}"
-            ) from error
         loader = build.val_loader(config, val_set, world)
     predictions = Predictions(val_set.num_samples, world.device)
     with loader.epoch() as batches:

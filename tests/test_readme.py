@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ffcv_r50.config import command_line, reference, settings
+from ffcv_r50.tools.estimate import hardware
 from writers.config import Config as WriterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +97,8 @@ def test_the_step_benchmark(tmp_path: Path) -> None:
     assert row["ratio"] == pytest.approx(rates[2] / min(rates[:2]))
     assert row["bottleneck"] in ("step", "loader")
     assert f"the {row['bottleneck']} is the bottleneck" in output
+    machine = hardware.find(str(tmp_path / "step.json"), None)
+    assert (machine.name, machine.gpus, machine.estimated) == (row["device"], 1, False)
 
 
 @pytest.mark.slow

@@ -1,33 +1,20 @@
 """From an image file to what is stored of it: RGB pixels, their size limit, JPEG or raw."""
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ffcv_r50.data import beton
+from ffcv_r50.data import beton, photos
 from writers import area
 from writers.sources import BadImage, Read
 
 MAX_SIDE = 65500
 """libjpeg writes no longer side (and the format's u2 fields end soon after)."""
-
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> what turns the image upright."""
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ def encode_chunk(samples: Sequence[tuple[Read, str]], encoding: Encoding) -> lis
 
 def _encode(read: Read, mode: str, encoding: Encoding) -> Encoded | Failed:
     try:
-        return encode(decode(_content(read), encoding.exif_rotate), mode, encoding)
+        return encode(photos.decode(_content(read), encoding.exif_rotate), mode, encoding)
     except BadImage as error:
         return Failed(str(error))
 
@@ -84,56 +71,6 @@ def _content(read: Read) -> bytes:
         return read()
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-
-
-def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
-    """The pixels that torchvision's ImageFolder gives: ``Image.open(path).convert("RGB")``.
-
-    With one exception: 16-bit grayscale keeps its upper eight bits, as Pillow itself treats 16-bit
-    RGB, where ``convert`` turns every value above 255 white.
-
-    Args:
-        content: of an image file in any format that Pillow knows.
-        exif_rotate: turn the image upright as its EXIF orientation says.
-
-    Returns:
-        uint8 [height, width, 3].
-
-    Raises:
-        BadImage: not an image, damaged, truncated, or so large that Pillow refuses it.
-    """
-    try:
-        # Pillow warns of odd metadata and of large images; neither changes a pixel.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content))
-            rgb = _eight_bits(image).convert("RGB")
-            # After decoding: Pillow turns TIFFs by itself and then drops their orientation.
-            if exif_rotate and (turn := UPRIGHT.get(_orientation(image))) is not None:
-                rgb = rgb.transpose(turn)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadImage("not an image that Pillow can read" if content else "empty file") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
-    return np.array(rgb)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """``image``, or its upper eight bits where it is grayscale of 16 bits."""
-    # Mode "I" has 32 bits; in a PGM it is how Pillow keeps 16.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or it cannot be read."""
-    try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block must not cost an image whose pixels are fine
-        return 1
 
 
 def encode(pixels: npt.NDArray[np.uint8], mode: str, encoding: Encoding) -> Encoded:

@@ -36,6 +36,24 @@ class Sampling(NamedTuple):
     scaled: bool
     """Decode at 1/2, 1/4 or 1/8 where the window is that much larger than the output."""
 
+    @classmethod
+    def center(cls, ratio: float) -> "Sampling":
+        """Of an evaluation.
+
+        Args:
+            ratio: side of the crop over the image's shorter side.
+        """
+        return cls(
+            seed=np.uint64(0),
+            epoch=0,
+            random=False,
+            crop_scale=(1.0, 1.0),
+            crop_ratio=(1.0, 1.0),
+            flip=0.0,
+            center_ratio=float(ratio),
+            scaled=False,
+        )
+
 
 class Stored(NamedTuple):
     """Where the samples lie, as compiled code sees a :class:`~ffcv_r50.data.beton.Beton`."""

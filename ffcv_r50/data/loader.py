@@ -577,16 +577,7 @@ class EvalLoader(_Loader):
         n = dataset.num_samples
         mine = np.arange(n * rank // world_size, n * (rank + 1) // world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-        self._sampling = Sampling(
-            seed=np.uint64(0),
-            epoch=0,
-            random=False,
-            crop_scale=(1.0, 1.0),
-            crop_ratio=(1.0, 1.0),
-            flip=0.0,
-            center_ratio=float(crop_ratio),
-            scaled=False,
-        )
+        self._sampling = Sampling.center(crop_ratio)
 
     def epoch(self) -> Epoch:
         """This rank's batches."""

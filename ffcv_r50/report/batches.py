@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ffcv_r50 import build, distributed, recipe
 from ffcv_r50.config.settings import Config
+from ffcv_r50.data import names
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.recipe import Plan
-from ffcv_r50.report import names, thumbnails
+from ffcv_r50.report import thumbnails
 from ffcv_r50.report.folder import Run
 from ffcv_r50.training.transforms.normalize import MEAN, STD
 

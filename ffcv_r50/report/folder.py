@@ -12,10 +12,10 @@ import numpy as np
 
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.config.settings import Config
+from ffcv_r50.data import names
 from ffcv_r50.data.beton import MAX_CLASSES, Beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs import jsonl
-from ffcv_r50.report import names
 from ffcv_r50.report.numbers import Bools, Floats, Ints
 from ffcv_r50.training.averages import AVERAGES, NETWORK
 

@@ -1,8 +1,9 @@
-"""How many floating-point operations an image costs, and in which part of the network.
+"""How many floating-point operations an image costs, in which part of the network, and how much it
+moves through memory.
 
-Counted by torch's FlopCounterMode on the meta device: no data, no memory, no GPU. Convolutions
-and matrix products count, a multiply-add as two operations; normalisation, activations, pooling
-and the optimizer do not (they are limited by memory traffic).
+Counted on the meta device: no data, no memory, no GPU. Convolutions and matrix products count as
+operations (by torch's FlopCounterMode), a multiply-add as two; normalisation, activations, pooling
+and the optimizer do not, they are limited by memory traffic.
 """
 
 import functools
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_r50.config.settings import Model
@@ -39,27 +41,14 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
     Raises:
         UserError: there is no such network, or it does not take images of this size.
     """
-    network = sizes.on_meta(num_classes=num_classes, **model.network)
-    for module in network.modules():
-        if hasattr(module, "inplace"):
-            # The counter loses track of a part whose input is overwritten.
-            module.inplace = False  # type: ignore[assignment]
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()  # a single image has no statistics at 1 x 1; batch-norm is not counted
+    network = _network(model, num_classes)
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
-    try:
-        images = torch.empty(1, 3, resolution, resolution, device="meta")
-        with counter, torch.set_grad_enabled(training):
-            logits = network(images)
-            if training:
-                logits.sum().backward()
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"model.arch: {model.arch} does not take images of {resolution} x {resolution} pixels "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+    with counter, torch.set_grad_enabled(training):
+        logits = _forward(network, model, resolution)
+        if training:
+            logits.sum().backward()
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     root = type(network).__name__
     order = [f"{root}.{name}" for name, _ in network.named_modules() if name]
@@ -73,6 +62,61 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
     if rest := counter.get_total_flops() - sum(parts.values()):
         parts["elsewhere"] = rest
     return {name: operations for name, operations in parts.items() if operations}
+
+
+@functools.cache
+def written(model: Model, num_classes: int, resolution: int) -> int:
+    """Numbers that the forward pass of one image writes to memory, where nothing is fused.
+
+    Each operation writes its result once: convolutions, norms, activations, sums, pooling.
+
+    Raises:
+        UserError: see :func:`count`.
+    """
+    network, writes = _network(model, num_classes), _Writes()
+    with writes, torch.no_grad():
+        _forward(network, model, resolution)
+    return writes.numbers
+
+
+class _Writes(TorchDispatchMode):
+    """Counts the elements of all tensors that operations return and do not merely view."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Carry out ``func`` and count what it writes."""
+        found = func(*args, **(kwargs or {}))
+        results = found if isinstance(found, (tuple, list)) else [found]
+        for declared, result in zip(func._schema.returns, results, strict=True):
+            viewed = declared.alias_info is not None and not declared.alias_info.is_write
+            if isinstance(result, Tensor) and not viewed:
+                self.numbers += result.numel()
+        return found
+
+
+def _network(model: Model, num_classes: int) -> nn.Module:
+    network = sizes.on_meta(num_classes=num_classes, **model.network)
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            # The counter loses track of a part whose input is overwritten.
+            module.inplace = False  # type: ignore[assignment]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # a single image has no statistics at 1 x 1; batch-norm is not counted
+    return network
+
+
+def _forward(network: nn.Module, model: Model, resolution: int) -> Tensor:
+    try:
+        logits: Tensor = network(torch.empty(1, 3, resolution, resolution, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"model.arch: {model.arch} does not take images of {resolution} x {resolution} pixels "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return logits
 
 
 def _convolution_backward(

@@ -21,34 +21,35 @@ from ffcv_r50.optim import OPTIMIZERS, layers
 from ffcv_r50.optim.clipping import CLIPPINGS
 from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.tools import flops, recipe_words
+from ffcv_r50.tools import flops, imagenet, recipe_words
+from ffcv_r50.tools.estimate.needs import Images
+from ffcv_r50.tools.estimate.page import Asked, estimate
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.losses import LOSSES
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
 from ffcv_r50.training.sam import PLAIN
 from ffcv_r50.training.transforms import TRANSFORMS
 
-IMAGENET_SAMPLES = 1_281_167
-IMAGENET_VAL_SAMPLES = 50_000
-IMAGENET_CLASSES = 1000
 WIDTH = 88
 """Columns that text is wrapped at."""
 
 USAGE = """\
-usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N] [--samples N] [--section.key=value ...]
+usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N] [--samples N] [--hardware h100x8]
+           [--price P] [--cores N] [--preemptions 2/week] [--section.key=value ...]
 
 Print what a recipe does, epoch by epoch, without data or GPU: resolution, learning rate, steps,
-floating-point operations and where they go, and how N processes share each step.
+floating-point operations and where they go, and how N processes share each step. With --hardware,
+also the hours it takes there, and the cores, disk and memory that it needs.
 """
 
 Number = Annotated[int, Range(at_least=1, at_most=10**12)]
 
 
-class Page(Options):
+class Page(Asked):
     """What the page is for; every other word on the command line is a setting of the recipe."""
 
-    world_size: Number = 1
-    """Processes."""
+    world_size: Number | None = None
+    """Processes; null is as many as `hardware` has GPUs, or one."""
     samples: Number | None = None
     """Training images; null stands for those in `data.train_dataset`, or ImageNet's."""
 
@@ -79,11 +80,13 @@ def show(argv: Sequence[str]) -> None:
     """
     path, options, config = recipe_words.read(argv, Page, USAGE)
     dataset = _dataset(config, options.samples)
+    machine = options.machine(options.world_size)
+    world_size = machine.gpus if machine else options.world_size or 1
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = 10_000  # tables as wide as they are: rich cuts digits off to fit a terminal
     with console.capture() as page:  # nothing is printed of a recipe that has a fault
         console.print(*_header(path), "", soft_wrap=True, sep="\n")
-        console.print(_facts(config, dataset, options.world_size))
+        console.print(_facts(config, dataset, world_size))
         console.print()
         console.print(_epochs(config, dataset))
         console.print(
@@ -91,6 +94,10 @@ def show(argv: Sequence[str]) -> None:
             "multiply-add as two; convolutions and matrix products only.\n"
         )
         console.print(_parts(config, dataset))
+        if machine:
+            trained = _steps(config, dataset) * config.training.batch_size
+            images = Images(trained, dataset.samples, dataset.val_samples or 0, dataset.classes)
+            console.print("", estimate(config, images, machine, options), sep="\n")
     reference.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
 
 
@@ -114,12 +121,12 @@ def _dataset(config: Config, samples: int | None) -> Dataset:
         origin = f"counted in {train}" if samples is None else "--samples"
         return Dataset(samples or beton.num_samples, val_samples, beton.num_classes, origin)
     if samples is not None:
-        return Dataset(samples, val_samples, IMAGENET_CLASSES, "--samples; classes as in ImageNet")
+        return Dataset(samples, val_samples, imagenet.CLASSES, "--samples; classes as in ImageNet")
     why = _absent("data.train_dataset", config.data.train_dataset)
     return Dataset(
-        IMAGENET_SAMPLES,
-        val_samples or IMAGENET_VAL_SAMPLES,
-        IMAGENET_CLASSES,
+        imagenet.TRAIN_IMAGES,
+        val_samples or imagenet.VAL_IMAGES,
+        imagenet.CLASSES,
         f"ImageNet's numbers: {why}",
     )
 

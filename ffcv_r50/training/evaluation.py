@@ -57,11 +57,7 @@ def evaluate(
     # float64: sums of float32 terms come out the same in any order to far below what is printed.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for done, batch in enumerate(transfer.to_device(batches, device), 1):
-        inputs = normalize.images(batch.images)
-        with precision.autocast():
-            logits: Tensor = model(inputs).float()
-            if tta == "flip":
-                logits = (logits + model(inputs.flip(3)).float()) / 2
+        logits = logits_of(model, normalize.images(batch.images), precision, tta)
         sums += _batch_sums(logits, batch.labels)
         if predictions:
             predictions.add(batch.indices, batch.labels, logits)
@@ -71,6 +67,25 @@ def evaluate(
     if count != num_samples:
         raise RuntimeError(f"evaluated {count:.0f} samples of a validation set of {num_samples}")
     return Metrics(loss / count, 100 * top_1 / count, 100 * top_5 / count, int(count))
+
+
+def logits_of(model: nn.Module, images: Tensor, precision: Precision, tta: str) -> Tensor:
+    """What an evaluation makes of images.
+
+    Args:
+        model: in evaluation mode.
+        images: float32 [n, 3, height, width], normalised.
+        precision: to compute in.
+        tta: as :func:`evaluate` takes it.
+
+    Returns:
+        float32 [n, classes].
+    """
+    with precision.autocast():
+        logits: Tensor = model(images).float()
+        if tta == "flip":
+            logits = (logits + model(images.flip(3)).float()) / 2
+    return logits
 
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:

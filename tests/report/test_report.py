@@ -15,11 +15,12 @@ from PIL import Image
 from sklearn import metrics
 
 from ffcv_r50.config import settings
+from ffcv_r50.data import names
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import UserError
 from ffcv_r50.report import __main__ as report
-from ffcv_r50.report import batches, folder, names, numbers, page, provenance, samples
+from ffcv_r50.report import batches, folder, numbers, page, provenance, samples
 from tests.conftest import Dataset
 from tests.report import runs
 from tests.report.runs import Made

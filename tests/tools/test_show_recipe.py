@@ -183,8 +183,8 @@ def test_the_program(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         ([], "command line: no recipe; pass one, such as rcp/rn50_16ep.yaml"),
-        (["--world-size=two"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000, got 'two'"),
-        (["--world-size=0"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000, got 0"),
+        (["--world-size=two"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000 or null, got 'two'"),
+        (["--world-size=0"], "command line: --world_size: expected an integer at least 1 and at most 1000000000000 or null, got 0"),
         (["--config=x.yaml"], f"command line: two recipes, {REPOSITORY}/rcp/rn50_16ep.yaml and x.yaml; pass one"),
         (["--samples=4000"], "training.batch_size: 4096 is more than the 4000 training images; pass a smaller --training.batch_size"),
         (["--world-size=3"], "3 processes for 8 normalisation batches a step (training.batch_size 4096 / training.norm_batch_size 512): they do not divide evenly; start 2 or 4 processes, or pass another --training.norm_batch_size (the run then departs from its recipe)"),

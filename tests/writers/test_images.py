@@ -16,7 +16,7 @@ from numba.core.caching import CacheImpl
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import pil_loader
 
-from ffcv_r50.data import beton
+from ffcv_r50.data import beton, photos
 from writers import area, images
 from writers.sources import BadImage
 
@@ -74,7 +74,7 @@ def palette_with_alpha() -> bytes:
 
 def exif(orientation: int) -> Image.Exif:
     block = Image.Exif()
-    block[images.EXIF_ORIENTATION] = orientation
+    block[photos.EXIF_ORIENTATION] = orientation
     return block
 
 
@@ -104,7 +104,7 @@ ODD: dict[str, Callable[[], bytes]] = {
         RGB, format="MPO", save_all=True, append_images=[RGB.rotate(90)]
     ),
     "lab.tif": lambda: saved(RGB.convert("LAB"), format="TIFF"),
-    "turned.tif": lambda: saved(RGB, format="TIFF", tiffinfo={images.EXIF_ORIENTATION: 6}),
+    "turned.tif": lambda: saved(RGB, format="TIFF", tiffinfo={photos.EXIF_ORIENTATION: 6}),
     "plain.bmp": lambda: saved(RGB, format="BMP"),
     "plain.ppm": lambda: saved(RGB, format="PPM"),
     "dot.png": lambda: saved(Image.fromarray(picture(8, 8)).crop((0, 0, 1, 1)), format="PNG"),
@@ -118,7 +118,7 @@ def test_pixels_are_torchvisions(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(ODD[name]())
-    ours = images.decode(path.read_bytes())
+    ours = photos.decode(path.read_bytes())
     assert not recwarn.list
     np.testing.assert_array_equal(ours, np.asarray(pil_loader(path)), strict=True)
 
@@ -137,7 +137,7 @@ def test_16_bit_gray_keeps_its_upper_bits(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     expected = np.repeat((wide // 256).astype(np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(images.decode(path.read_bytes()), expected, strict=True)
+    np.testing.assert_array_equal(photos.decode(path.read_bytes()), expected, strict=True)
     assert np.asarray(pil_loader(path)).mean() > 250  # why torchvision is not followed here
 
 
@@ -148,8 +148,8 @@ def test_exif_rotation_is_an_option(orientation: int, tmp_path: Path) -> None:
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
         as_stored = np.asarray(image)
-    np.testing.assert_array_equal(images.decode(path.read_bytes(), exif_rotate=True), upright)
-    np.testing.assert_array_equal(images.decode(path.read_bytes()), as_stored)
+    np.testing.assert_array_equal(photos.decode(path.read_bytes(), exif_rotate=True), upright)
+    np.testing.assert_array_equal(photos.decode(path.read_bytes()), as_stored)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -160,7 +160,7 @@ def test_exif_rotation_leaves_upright_images_alone(name: str, tmp_path: Path) ->
     path = tmp_path / name
     path.write_bytes(ODD[name]())
     np.testing.assert_array_equal(
-        images.decode(path.read_bytes(), exif_rotate=True), np.asarray(pil_loader(path))
+        photos.decode(path.read_bytes(), exif_rotate=True), np.asarray(pil_loader(path))
     )
 
 
@@ -193,7 +193,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_bad_images_have_a_reason(name: str, recwarn: pytest.WarningsRecorder) -> None:
     content, reason = BAD[name]
     with pytest.raises(BadImage, match=reason) as caught:
-        images.decode(content())
+        photos.decode(content())
     assert not recwarn.list
     assert "\n" not in str(caught.value)
     assert "0x" not in str(caught.value)  # an address would differ from run to run
@@ -203,9 +203,9 @@ def test_too_little_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_eight_bits", fail)
+    monkeypatch.setattr(photos, "_eight_bits", fail)
     with pytest.raises(MemoryError):
-        images.decode(ODD["plain.JPEG"]())
+        photos.decode(ODD["plain.JPEG"]())
 
 
 # ---------------------------------------------------------------------------------------- shrinking
@@ -276,7 +276,7 @@ def test_jpeg_pixels_are_those_of_an_ordinary_encoder(quality: int) -> None:
 def test_jpegs_carry_nothing_but_pixels(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(saved(RGB, format="JPEG", comment=b"secret", exif=exif(6), icc_profile=b"icc"))
-    stored = images.encode(images.decode(path.read_bytes()), "jpg", encoding()).data
+    stored = images.encode(photos.decode(path.read_bytes()), "jpg", encoding()).data
     for trace in (b"secret", b"Exif", b"ICC_PROFILE"):
         assert trace in path.read_bytes()
         assert trace not in stored

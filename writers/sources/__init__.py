@@ -9,15 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ffcv_r50.data.photos import BadImage as BadImage  # what sources raise
 from ffcv_r50.registry import Options, Registry
 
 Read = Callable[[], bytes]
 """Gives the content of one image file, in any format that Pillow knows. Raises :class:`BadImage` or
 OSError where it cannot."""
-
-
-class BadImage(Exception):
-    """An image that cannot be read or stored; the message is the reason in one line."""
 
 
 class Source(Protocol):

@@ -1,0 +1,228 @@
+"""What a trained network says of images.
+
+::
+
+    python -m ffcv_r50.predict RUN|WEIGHTS IMAGE|FOLDER|- ... [--json] [--top 5] [--weights ema]
+        [--batch-size 32] [--device cuda] [--section.key=value ...]
+
+RUN is a run's folder, WEIGHTS a file in one, or any other with ``--config=RECIPE``. Of a folder all
+images below it are taken; ``-`` reads names from standard input, one a line. Images are cropped,
+resized, normalised and, where the recipe says so, mirrored exactly as in the evaluation. Prints a table,
+or with ``--json`` one JSON object a line. An image that cannot be read is named, the others are done;
+the exit code is then 2.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ffcv_r50 import saved
+from ffcv_r50.config import command_line, reference
+from ffcv_r50.data import photos
+from ffcv_r50.errors import BAD_INPUT, FINISHED, UserError, exit_with
+from ffcv_r50.registry import Options, Range
+from ffcv_r50.saved import Saved
+from ffcv_r50.training.evaluation import logits_of
+from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.transforms.normalize import Normalize
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+"""What is taken for an image in a folder, in any case."""
+WIDTH = 80
+"""Columns of the table, where standard output is no terminal."""
+Count = Annotated[int, Range(at_least=1)]
+
+
+class Asked(Options):
+    """What is predicted, and how; every other word is a setting."""
+
+    top: Count = 5
+    """Classes shown of each image, the likeliest first."""
+    weights: str | None = None
+    """Of a run: `network`, or the name of one of its averages; null is what its `weights.pt` is."""
+    batch_size: Count = 32
+    """Images at a time."""
+    device: str | None = None
+    """Such as `cpu` or `cuda:1`; null is the first GPU, where there is one."""
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """One JSON object a line instead of a table."""
+
+
+class Prediction(NamedTuple):
+    """What the network says of one image."""
+
+    image: str
+    classes: list[int]
+    """The likeliest first."""
+    probabilities: list[float]
+    """Theirs."""
+
+
+class Unread(NamedTuple):
+    """An image that could not be read."""
+
+    image: str
+    reason: str
+
+
+def main() -> None:
+    """Predict what the command line names; exit as :func:`errors.exit_with` says."""
+    exit_with(lambda: predict(sys.argv[1:]))
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Print what a network says of images.
+
+    Args:
+        argv: see the module's text.
+
+    Returns:
+        The exit code: 2 where an image could not be read.
+
+    Raises:
+        UserError: no network, no images, or a fault in an option.
+    """
+    named = list(itertools.takewhile(lambda word: word == "-" or not word.startswith("-"), argv))
+    words = command_line.split(argv[len(named) :], Asked)
+    if "help" in words or not argv:
+        reference.print_page(reference.help_text(Asked, __doc__ or ""))
+        return FINISHED
+    asked = command_line.take(Asked, words)
+    if len(named) < 2:
+        what = "no images" if named else "no run or weights"
+        raise UserError(f"command line: {what}; write RUN IMAGE ... before the options")
+    device = _device(asked.device)
+    found = saved.find(Path(named[0]), asked.weights, words, device)
+    unread = 0
+    table = Table(box=None, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right")
+    for result in predictions(found, files(named[1:]), asked.batch_size, device, asked.top):
+        if isinstance(result, Unread):
+            unread += 1
+            print(f"{result.image}: {result.reason}", file=sys.stderr, flush=True)
+        if asked.as_json:
+            print(json.dumps(_row(result, found.classes)), flush=True)
+        elif isinstance(result, Prediction):
+            for rank, (number, share) in enumerate(zip(*result[1:], strict=True)):
+                image = result.image if rank == 0 else ""
+                table.add_row(image, found.classes[number], f"{share:.1%}")
+    if table.row_count:
+        console = Console(markup=False, highlight=False, emoji=False)
+        if not console.is_terminal:
+            console.width = WIDTH
+        console.print(table)
+    return BAD_INPUT if unread else FINISHED
+
+
+def predictions(
+    found: Saved, names: Iterable[str], batch_size: int, device: torch.device, top: int = 5
+) -> Iterator[Prediction | Unread]:
+    """What a network says of image files, in their order.
+
+    Args:
+        found: the network, on ``device``.
+        names: of the files, read as they are needed.
+        batch_size: images that go through the network together.
+        device: of the network.
+        top: classes of each image, fewer where the network has fewer.
+    """
+    names = iter(names)
+    while chunk := list(itertools.islice(names, batch_size)):
+        read = [_read(name, found) for name in chunk]
+        crops = [crop for crop in read if isinstance(crop, np.ndarray)]
+        rows: Iterator[tuple[Tensor, Tensor]] = iter(())
+        if crops:
+            shares = _probabilities(found, torch.from_numpy(np.stack(crops)), device)
+            rows = zip(*shares.sort(descending=True, stable=True), strict=True)
+        for name, crop in zip(chunk, read, strict=True):
+            if isinstance(crop, Unread):
+                yield crop
+            else:
+                best, classes = next(rows)
+                yield Prediction(name, classes[:top].tolist(), best[:top].tolist())
+
+
+def files(names: Iterable[str]) -> Iterator[str]:
+    """The files that names on a command line stand for.
+
+    Args:
+        names: files, folders (the images below them, in order of their names), or ``-`` for names on
+            standard input.
+
+    Raises:
+        UserError: a folder without images.
+    """
+    for name in names:
+        if name == "-":
+            yield from files(line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif Path(name).is_dir():
+            there = sorted(p for p in Path(name).rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not there:
+                raise UserError(f"{name}: no images in this folder; name files, or another folder")
+            yield from map(str, there)
+        else:
+            yield name
+
+
+def _read(name: str, found: Saved) -> npt.NDArray[np.uint8] | Unread:
+    """What the evaluation sees of an image file."""
+    validation = found.config.validation
+    try:
+        pixels = photos.decode(Path(name).read_bytes(), found.upright)
+    except OSError as error:
+        return Unread(name, error.strerror or str(error))
+    except photos.BadImage as error:
+        return Unread(name, str(error))
+    return photos.center_crop(pixels, validation.resolution, validation.crop_ratio)
+
+
+@torch.inference_mode()
+def _probabilities(found: Saved, crops: Tensor, device: torch.device) -> Tensor:
+    """float32 [n, classes] of uint8 [n, height, width, 3], in float32 on every device."""
+    images = Normalize(device).images(crops.to(device).permute(0, 3, 1, 2))
+    logits = logits_of(
+        found.network, images, Precision("fp32", device), found.config.validation.tta
+    )
+    return logits.softmax(1).cpu()
+
+
+def _row(result: Prediction | Unread, classes: Sequence[str]) -> dict[str, object]:
+    if isinstance(result, Unread):
+        return {"image": result.image, "error": result.reason}
+    top = [
+        {"class": number, "name": classes[number], "probability": share}
+        for number, share in zip(*result[1:], strict=True)
+    ]
+    return {"image": result.image, "top": top}
+
+
+def _device(name: str | None) -> torch.device:
+    """The device that somebody named, or the usual one.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"command line: --device={name}: cannot be used ({reason})") from error
+    return device
+
+
+if __name__ == "__main__":
+    main()
