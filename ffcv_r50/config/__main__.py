@@ -1,4 +1,4 @@
-"""``python -m ffcv_r50.config``: the settings as the table in the README, or as a JSON Schema."""
+"""``python -m ffcv_r50.config``: the settings as the table in ``docs/settings.md``, or as a JSON Schema."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Settings for people to read: the table in the README, and what ``--help`` prints."""
+"""Settings for people to read: the table in `docs/settings.md`, and what ``--help`` prints."""
 
 import re
 import sys
@@ -54,7 +54,7 @@ def _shown(default: Any) -> str:
 
 
 def table(cls: type[Options]) -> str:
-    """The settings as a Markdown table: what the README shows."""
+    """The settings as a Markdown table: what ``docs/settings.md`` shows."""
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for key, kind, default, text in _rows(cls):
         lines.append(f"| `{key}` | {kind} | {default} | {text} |".replace("<", "\\<"))

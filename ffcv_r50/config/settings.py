@@ -1,6 +1,6 @@
 """Every setting of a training run, declared once.
 
-``python -m ffcv_r50.config`` prints them as the table in the README. How they are read, and how
+``python -m ffcv_r50.config`` prints them as the table in ``docs/settings.md``. How they are read, and how
 strictly, is :mod:`ffcv_r50.config.reader`.
 """
 
