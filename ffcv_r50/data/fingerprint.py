@@ -42,7 +42,7 @@ _add_up = _build(CHECKSUM)
 def fingerprint(
     stored: Stored, sampling: Sampling, views: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
 ) -> str:
-    """Of one global batch, about 0.2 microseconds an image.
+    """Of one global batch, 0.15 microseconds an image on one core.
 
     Args:
         stored: the dataset.

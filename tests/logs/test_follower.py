@@ -132,9 +132,18 @@ def test_a_killed_start_leaves_each_row_once(tmp_path: Path) -> None:
 
 
 def test_going_back_while_it_runs(tmp_path: Path) -> None:
-    sink = Memory()
+    taken = threading.Event()
+
+    class Noting(Memory):
+        def step(self, number: int, values: Mapping[str, Any]) -> None:
+            super().step(number, values)
+            if number == 9:
+                taken.set()
+
+    sink = Noting()
     run = Run(tmp_path, sink)
     run.steps(*range(10))
+    assert taken.wait(60)  # or there would be nothing to forget
     run.rewind(0, 4)
     run.steps(8, 9)  # a rollback leaves some out
     run.follower.close()

@@ -1,5 +1,6 @@
 """The event files, read by TensorBoard's own reader."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ffcv_r50.config import settings
-from ffcv_r50.errors import UserError
+from ffcv_r50.errors import BAD_INPUT, UserError
 from ffcv_r50.logs.sinks.tensorboard import TensorBoard, TensorBoardOptions
+from tests import ranks
+from tests.conftest import Dataset
 
 
 def row(number: int) -> dict[str, Any]:
@@ -73,6 +76,26 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         "logging.sinks: tensorboard needs the package tensorboard, which is not installed; "
         "pip install 'ffcv_r50[tensorboard]'"
     )
+
+
+def not_installed() -> None:
+    """Nothing knows the package."""
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *more: (
+        None if name == "tensorboard" else find(name, *more)
+    )
+
+
+@pytest.mark.slow
+def test_a_run_without_the_package_ends_before_it_has_begun(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    arguments = dataset.arguments(tmp_path / "run", "--logging.sinks=[{tensorboard: {}}]")
+    ended = ranks.run(arguments, tmp_path, ranks=2, hook=not_installed)
+    assert ended.codes == [BAD_INPUT] * 2, ended.outputs
+    [line] = [line for line in "".join(ended.outputs).splitlines() if line.startswith("error")]
+    assert line.startswith("error: logging.sinks: tensorboard needs the package tensorboard")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_sink_twice_is_refused(tmp_path: Path) -> None:

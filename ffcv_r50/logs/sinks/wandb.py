@@ -90,7 +90,8 @@ class WandB:
                 resume=None if offline else "allow",
                 dir=self._folder,
                 config=yaml.safe_load(config.read_text()) if config.exists() else None,
-                settings=wandb.Settings(silent=True, console="off"),
+                # Who is not logged in is told so, not asked for a key in the middle of training.
+                settings=wandb.Settings(silent=True, console="off", login_timeout=1),
             )
             for kind in self._next:
                 self._run.define_metric(kind)
