@@ -79,12 +79,13 @@ def render(run: Run, price: float | None = None) -> str:
 
 
 def save(output: Path, content: bytes) -> None:
-    """A file, which appears when it is whole.
+    """A file, which appears when it is whole; its folder is made.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as file:
             file.write(content)
     except OSError as error:

@@ -24,7 +24,18 @@ from tests.conftest import Dataset
 from tests.report import runs
 from tests.report.runs import Made
 
-NAMES = ["amber", "birch", "cobalt", runs.EVIL, "ember", "fjord", "grove", "harbor", "iris", "jade"]
+NAMES = [
+    "amber",
+    "$birch_",
+    "$cobalt^{$",
+    runs.EVIL,
+    "ember",
+    "fjord",
+    "grove",
+    "harbor",
+    "iris",
+    "jade",
+]
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +292,7 @@ def test_what_cannot_be_reported(made: Made, tmp_path: Path, break_it, message: 
         ([], "no run; pass its folder first"),
         (["{run}", "--format=pdf"], "--format: expected html or png or csv"),
         (["{run}", "--colour=red"], "--colour: there is no such option"),
-        (["{run}", "-o", "{run}/no/such/folder/x.html"], "cannot be written"),
+        (["{run}", "-o", "{run}/config.yaml/x.html"], "cannot be written"),
     ],
 )
 def test_wrong_commands(made: Made, words: list[str], message: str) -> None:
