@@ -91,10 +91,14 @@ def rate_panels(run: Run) -> list[Panel]:
         Series("saving", ends, saving, 4),
         Series("starting", ends, run.column("start_seconds"), 5),
     ]
+    busy = [Series("of rank 0's GPU", ends, run.column("gpu_utilization"), 2)]
+    power = [Series("of rank 0's GPU", ends, run.column("gpu_power_watts"), 4)]
     waiting_share = [Series("of the training", ends, 100 * waits, 3)]
     panels = [
         Panel("Training speed", "images/s", _known(rates), zero=True, height=150),
         Panel("Data wait", "%", _known(waiting_share), zero=True, height=130),
+        Panel("GPU utilisation", "%", _known(busy), zero=True, height=130),
+        Panel("GPU power", "W", _known(power), zero=True, height=130),
         Panel("Time of each epoch", "s", _known(times), stacked=True),
     ]
     return [panel for panel in panels if panel.series]

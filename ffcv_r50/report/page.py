@@ -46,7 +46,7 @@ def render(run: Run, price: float | None = None) -> str:
         "confusions": samples.confusions(run, found, names) if found else None,
         "galleries": samples.galleries(run, found, names) if found else [],
         "calibration": samples.calibration(run, found) if found else None,
-        "batches": batches.first_and_last(run),
+        "batches": [*batches.hardest(run), *batches.first_and_last(run)],
         "provenance": provenance(run),
     }
     titles = {
