@@ -118,7 +118,7 @@ def hardest(run: Run) -> list[SeenBatch]:
             [
                 known[dataset.labels[i]] if known else f"class {dataset.labels[i]}",
                 f"loss {ledger.loss[i]:.1f}",
-                f"right {ledger.right[i]} of {ledger.shown[i]} times",
+                f"right {ledger.right[i]} of {ledger.shown[i]}",
             ],
         )
         for i in order

@@ -263,7 +263,7 @@ def test_training_images_that_stay_wrong_come_first(dataset: Dataset, tmp_path: 
     [shown] = batches.hardest(run)
     labels = ["abc"[label] for label in Beton(dataset.train).labels]
     for place, (sample, mean) in enumerate(zip(planted, ("5.0", "4.0", "3.0"), strict=True)):
-        assert shown.cards[place].words == [labels[sample], f"loss {mean}", "right 0 of 3 times"]
+        assert shown.cards[place].words == [labels[sample], f"loss {mean}", "right 0 of 3"]
         assert shown.cards[place].image.startswith("data:image/jpeg")
     assert run.ledger
     assert run.ledger.shown.tolist() == [3] * 60 + [1] * 9 + [0]
