@@ -1,4 +1,5 @@
-"""Training batches as the network saw them: rebuilt from the seed, on any machine that has the file."""
+"""Training images: batches as the network saw them, rebuilt from the seed on any machine that has the
+file, and those that it did not learn."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -105,6 +106,32 @@ class SeenBatch(NamedTuple):
     cards: list[SeenCard]
 
 
+def hardest(run: Run) -> list[SeenBatch]:
+    """The training images with the highest losses, where they were recorded and are still there."""
+    ledger, dataset = run.ledger, run.train_set
+    if ledger is None or dataset is None or len(ledger.loss) != dataset.num_samples:
+        return []
+    known = _names(dataset)
+    order = np.argsort(-np.nan_to_num(ledger.loss, nan=-1.0), kind="stable")[:SHOWN_IMAGES]
+    cards = [
+        SeenCard(
+            thumbnails.of_sample(dataset, int(i)),
+            [
+                known[dataset.labels[i]] if known else f"class {dataset.labels[i]}",
+                f"loss {ledger.loss[i]:.1f}",
+                f"right {ledger.right[i]} of {ledger.shown[i]}",
+            ],
+        )
+        for i in order
+    ]
+    note = "By their mean over the epochs. An image whose label is wrong is one that stays wrong."
+    return [SeenBatch("Training images with the highest losses", note, cards)]
+
+
+def _names(dataset: Beton) -> list[str]:
+    return names.of_classes(dataset.sidecar.classes) if dataset.sidecar else []
+
+
 def first_and_last(run: Run) -> list[SeenBatch]:
     """The first batch of a run and the last one so far, where the training set is still there."""
     dataset, config = run.train_set, run.config
@@ -112,7 +139,7 @@ def first_and_last(run: Run) -> list[SeenBatch]:
         return []
     last = int(run.last["epoch"])
     steps = dataset.num_samples // config.training.batch_size
-    known = names.of_classes(dataset.sidecar.classes) if dataset.sidecar else []
+    known = _names(dataset)
     found = []
     for title, epoch, number in (("The first", 0, 0), ("The last", last, steps - 1)):
         try:

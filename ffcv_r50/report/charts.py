@@ -112,7 +112,7 @@ class Axis(NamedTuple):
     def room(self) -> int:
         """How many numbers there is room for."""
         length = self.end - self.start
-        return max(2, round(length / 64 if length > 0 else -length / 36))
+        return max(2, round(length / 54 if length > 0 else -length / 36))
 
     @property
     def ticks(self) -> list[float]:
@@ -346,10 +346,10 @@ def by_size(groups: Sequence[Group], width: int) -> Markup:
     """Accuracy of groups of samples, with its 95 % interval."""
     height, row = 26 + 34 * len(groups), 34
     intervals = [group.interval for group in groups]
-    x = value_axis(np.array(intervals).ravel(), 150, width - 60)
+    x = value_axis(np.array(intervals).ravel(), 108, width - 60)
     x = x._replace(low=max(0.0, x.low), high=min(1.0, x.high), log=False)
     parts = []
-    for value in ticks(x.low, x.high):
+    for value in ticks(x.low, x.high, 4):
         place = float(x.at(value))
         parts.append(_line(place, 4, place, height - 22, "grid"))
         parts.append(_text(place, height - 6, f"{100 * value:g} %", "middle"))
@@ -367,7 +367,7 @@ def by_size(groups: Sequence[Group], width: int) -> Markup:
             f"(95 %: {percent(low_end, 2)} – {percent(high_end, 2)})"
         )
         parts.append(
-            f"<g><title>{escape(title)}</title>{_text(138, y + 4, f'{name} px', 'end')}"
+            f"<g><title>{escape(title)}</title>{_text(98, y + 4, f'{name} px', 'end')}"
             f"{_line(low, y, high, y, 'range c0')}"
             f'<circle class="c0" cx="{middle:.1f}" cy="{y}" r="5"/>'
             f"{_text(width, y + 4, percent(group.accuracy, 1), 'end', 'name')}</g>"

@@ -52,7 +52,7 @@ def marks(run: Run) -> list[Mark]:
 
 def curves(run: Run) -> list[Chart]:
     """The recipe as a strip, then loss, accuracy and the gradient's norm."""
-    epochs, events, rows = run.config.training.epochs, marks(run), _schedule(run)
+    epochs, events, rows = run.config.training.epochs, marks(run), schedule(run)
     strip = Chart("Recipe", [], *both(lambda width: charts.strip(rows, epochs, events, width)))
     return [strip, *(_chart(panel, epochs, events) for panel in curve_panels(run))]
 
@@ -91,10 +91,14 @@ def rate_panels(run: Run) -> list[Panel]:
         Series("saving", ends, saving, 4),
         Series("starting", ends, run.column("start_seconds"), 5),
     ]
+    busy = [Series("of rank 0's GPU", ends, run.column("gpu_utilization"), 2)]
+    power = [Series("of rank 0's GPU", ends, run.column("gpu_power_watts"), 4)]
     waiting_share = [Series("of the training", ends, 100 * waits, 3)]
     panels = [
-        Panel("Images per second", "images/s", _known(rates), zero=True, height=150),
+        Panel("Training speed", "images/s", _known(rates), zero=True, height=150),
         Panel("Data wait", "%", _known(waiting_share), zero=True, height=130),
+        Panel("GPU utilisation", "%", _known(busy), zero=True, height=130),
+        Panel("GPU power", "W", _known(power), zero=True, height=130),
         Panel("Time of each epoch", "s", _known(times), stacked=True),
     ]
     return [panel for panel in panels if panel.series]
@@ -149,7 +153,7 @@ def _known(lines: Sequence[Series]) -> list[Series]:
     return [line for line in lines if np.isfinite(np.asarray(line.y, np.float64)).any()]
 
 
-def _schedule(run: Run) -> list[Series]:
+def schedule(run: Run) -> list[Series]:
     """Each row of the schedule and each strength that changes, over the whole run."""
     config, epochs = run.config, run.config.training.epochs
     found = []

@@ -16,11 +16,13 @@ from ffcv_r50.data import names
 from ffcv_r50.data.beton import MAX_CLASSES, Beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs import jsonl
-from ffcv_r50.report.numbers import Bools, Floats, Ints
+from ffcv_r50.report.numbers import Bools, Floats, Ints, share
 from ffcv_r50.training.averages import AVERAGES, NETWORK
 
 RECIPES = Path(__file__).resolve().parents[2] / "rcp"
 PREDICTIONS = "predictions.npz"
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile)
+"""What reading a damaged file of arrays raises."""
 MOST_STEPS = 1500
 PUBLISHED = re.compile(
     r"Published: (?:up to |about )?([0-9.]+)(?: \+- [0-9.]+)? % top-1(?:, ([0-9.]+) % top-5)?"
@@ -66,6 +68,17 @@ class Steps(NamedTuple):
     loss: Floats
     gradient_norm: Floats
     images_per_second: Floats
+
+
+class Ledger(NamedTuple):
+    """How each training image fared over the epochs that were recorded; [samples] each."""
+
+    loss: Floats
+    """Mean, nats; nan where an image was never shown."""
+    right: Ints
+    """Epochs in which it was right."""
+    shown: Ints
+    """Epochs in which it was shown."""
 
 
 class Recipe(NamedTuple):
@@ -155,6 +168,15 @@ class Run:
         """The training set, if it is still there."""
         return _dataset(self.config.data.train_dataset, None)
 
+    @functools.cached_property
+    def ledger(self) -> Ledger | None:
+        """Of the training set.
+
+        Raises:
+            UserError: a file of it is damaged.
+        """
+        return read_ledger(self.path / "ledger")
+
     @property
     def evaluated(self) -> int | None:
         """Samples of the validation set, if somebody knows."""
@@ -230,7 +252,7 @@ def read_predictions(path: Path) -> Predictions | None:
                 np.asarray(file[name])[order].astype(np.float64)
                 for name in ("probabilities", "loss")
             )
-    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path}: cannot be read ({error}); remove it, the report then leaves out what needs it"
         ) from error
@@ -245,6 +267,34 @@ def read_predictions(path: Path) -> Predictions | None:
     if not fits:
         raise UserError(f"{path}: its arrays do not belong together; remove it")
     return Predictions(index, target, classes, probabilities, loss)
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """What a run kept of its training images; None where it kept nothing.
+
+    Raises:
+        UserError: a file of it is damaged.
+    """
+    loss: Floats
+    right: Ints
+    shown: Ints
+    files = sorted(folder.glob("epoch_*.npz"))
+    for path in files:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                losses, correct = file["loss"].astype(np.float64), file["correct"]
+            if path == files[0]:
+                loss = np.zeros(len(losses))
+                right, shown = np.zeros((2, len(losses)), np.int64)
+            known = np.isfinite(losses)
+            loss += np.where(known, losses, 0)
+            right += known & correct
+            shown += known
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); remove it, the report then leaves it out"
+            ) from error
+    return Ledger(share(loss, shown), right, shown) if files else None
 
 
 def _json(path: Path, otherwise: Any) -> Any:

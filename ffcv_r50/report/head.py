@@ -145,7 +145,7 @@ def _costs(run: Run, price: float | None) -> list[Tile]:
     weights = np.nan_to_num(run.column("epoch_seconds"))
     if np.isfinite(speed).any() and weights.any():
         mean = float(np.average(np.nan_to_num(speed), weights=weights))
-        tiles.append(Tile("training speed", number(mean), "images/s", "mean over the training"))
+        tiles.append(Tile("images per second", number(mean), "", "mean over the training"))
     memory = run.column("peak_memory_bytes")
     if np.nan_to_num(memory).any():
         peak = float(np.nanmax(memory)) / 1e9

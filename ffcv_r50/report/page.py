@@ -46,7 +46,7 @@ def render(run: Run, price: float | None = None) -> str:
         "confusions": samples.confusions(run, found, names) if found else None,
         "galleries": samples.galleries(run, found, names) if found else [],
         "calibration": samples.calibration(run, found) if found else None,
-        "batches": batches.first_and_last(run),
+        "batches": [*batches.hardest(run), *batches.first_and_last(run)],
         "provenance": provenance(run),
     }
     titles = {
@@ -79,12 +79,13 @@ def render(run: Run, price: float | None = None) -> str:
 
 
 def save(output: Path, content: bytes) -> None:
-    """A file, which appears when it is whole.
+    """A file, which appears when it is whole; its folder is made.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as file:
             file.write(content)
     except OSError as error:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ffcv_r50.errors import UserError
 from ffcv_r50.report import charts, numbers
-from ffcv_r50.report.course import curve_panels, rate_panels
+from ffcv_r50.report.course import curve_panels, rate_panels, schedule
 from ffcv_r50.report.folder import Run
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b3548a", "#c98a00", "#737b86")
@@ -26,8 +26,10 @@ def draw(run: Run) -> dict[str, bytes]:
         raise UserError(
             "--format=png draws with matplotlib, which is not installed; pip install 'ffcv_r50[plots]'"
         ) from error
+    [rate] = [row for row in schedule(run) if row.label == "learning rate"]
+    curves = [*curve_panels(run), charts.Panel("Learning rate", "", [rate])]
     files = {
-        "curves.png": _lines(Figure, curve_panels(run)),
+        "curves.png": _lines(Figure, curves),
         "rates.png": _lines(Figure, rate_panels(run)),
     }
     if run.predictions is not None:
@@ -38,7 +40,13 @@ def draw(run: Run) -> dict[str, bytes]:
 def _lines(figure_type: Any, panels: list[charts.Panel]) -> bytes:
     figure = figure_type(figsize=(5 * len(panels), 3.4), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        below = np.zeros(len(np.asarray(panel.series[0].x)))
         for line in panel.series:
+            if panel.stacked:
+                middle, height = np.asarray(line.x) - 0.5, np.nan_to_num(np.asarray(line.y))
+                axes.bar(middle, height, 1, below, color=COLORS[line.color], label=line.label)
+                below += height
+                continue
             thin = line.style == "thin"
             axes.plot(
                 line.x,
@@ -70,8 +78,8 @@ def _confusion(figure_type: Any, run: Run) -> bytes:
     image = axes.imshow(np.sqrt(shown), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if len(names) <= charts.LABELLED:
         labels = [names[i] if len(names[i]) <= 16 else f"{names[i][:15]}…" for i in order]
-        axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(names)), labels, fontsize=7)
+        axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(names)), labels, fontsize=7, parse_math=False)
     else:
         axes.set_xticks([])
         axes.set_yticks([])

@@ -44,6 +44,7 @@ RESULTS = (
     "config.yaml",
     "weights*.pt",
     "predictions*.npz",
+    "report.html",
     "ledger",
     "sinks",
     "tensorboard",

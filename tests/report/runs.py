@@ -125,6 +125,8 @@ def write_log(run: Path, epochs: int, top_1: float, rng: np.random.Generator) ->
                 "step_seconds": seconds * (1 - wait) - 0.5,
                 "save_seconds": 0.8,
                 "peak_memory_bytes": 61_300_000_000,
+                "gpu_utilization": 97.0 - 40 * wait,
+                "gpu_power_watts": 540.0 + float(rng.normal(0, 5)),
                 "start_seconds": 21.0 if epoch in (0, epochs // 3) else 0.0,
             }
         )

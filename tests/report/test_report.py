@@ -25,7 +25,18 @@ from tests.conftest import Dataset
 from tests.report import runs
 from tests.report.runs import Made
 
-NAMES = ["amber", "birch", "cobalt", runs.EVIL, "ember", "fjord", "grove", "harbor", "iris", "jade"]
+NAMES = [
+    "amber",
+    "$birch_",
+    "$cobalt^{$",
+    runs.EVIL,
+    "ember",
+    "fjord",
+    "grove",
+    "harbor",
+    "iris",
+    "jade",
+]
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +245,37 @@ def test_the_first_and_the_last_batch_are_those_of_the_run(
     assert any(len(card.words) == 2 for card in first.cards), "mixed"
 
 
+def test_training_images_that_stay_wrong_come_first(dataset: Dataset, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    planted = [5, 17, 33]
+    (tmp_path / "ledger").mkdir()
+    for epoch in range(3):
+        loss = rng.uniform(0, 2, 70)
+        loss[planted] = 5.0, 4.0, 3.0
+        loss[60:] = np.nan if epoch else 0.1  # shown in the first epoch alone
+        loss[69] = np.nan  # never
+        correct = loss < 1
+        np.savez(
+            tmp_path / "ledger" / f"epoch_{epoch}.npz",
+            loss=loss.astype(np.float16),
+            correct=correct,
+        )
+    run = folder.Run(tmp_path, settings.load(dataset.arguments(tmp_path)), [{}], [], {}, None)
+    [shown] = batches.hardest(run)
+    labels = ["abc"[label] for label in Beton(dataset.train).labels]
+    for place, (sample, mean) in enumerate(zip(planted, ("5.0", "4.0", "3.0"), strict=True)):
+        assert shown.cards[place].words == [labels[sample], f"loss {mean}", "right 0 of 3"]
+        assert shown.cards[place].image.startswith("data:image/jpeg")
+    assert run.ledger
+    assert run.ledger.shown.tolist() == [3] * 60 + [1] * 9 + [0]
+    assert np.isnan(run.ledger.loss[69])
+    smaller = settings.load(dataset._replace(train=dataset.val).arguments(tmp_path))
+    assert batches.hardest(replace(run, config=smaller)) == [], "another dataset by now"
+    (tmp_path / "ledger" / "epoch_1.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"epoch_1\.npz: cannot be read"):
+        batches.hardest(replace(run))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -282,7 +324,7 @@ def test_what_cannot_be_reported(made: Made, tmp_path: Path, break_it, message: 
         ([], "no run; pass its folder first"),
         (["{run}", "--format=pdf"], "--format: expected html or png or csv"),
         (["{run}", "--colour=red"], "--colour: there is no such option"),
-        (["{run}", "-o", "{run}/no/such/folder/x.html"], "cannot be written"),
+        (["{run}", "-o", "{run}/config.yaml/x.html"], "cannot be written"),
     ],
 )
 def test_wrong_commands(made: Made, words: list[str], message: str) -> None:
