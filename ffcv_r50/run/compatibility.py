@@ -71,14 +71,21 @@ def saved_differences(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
     Raises:
         UserError: the settings of one cannot be read.
     """
-    found = []
-    for folder in (a, b):
-        try:
-            text = (folder / "config.yaml").read_text()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: its config.yaml cannot be read ({error})") from error
-        found.append(_settings(str(folder), text, Config))
-    return _differences(*found)
+    return _differences(saved_settings(a), saved_settings(b))
+
+
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run folder that shape a result, by key; with defaults for what is new since.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        text = (folder / "config.yaml").read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its config.yaml cannot be read ({error})") from error
+    settings = _settings(str(folder), text, Config)
+    return {key: declaration.plain(value) for key, value in settings.items()}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
