@@ -1,19 +1,17 @@
 """A training batch as the network sees it: a picture of its images with their targets."""
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.files import atomic_write
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.report import batches
-from ffcv_r50.report.batches import Seen
+from ffcv_r50.report import batches, sheet
 from ffcv_r50.tools import recipe_words
 
 USAGE = """\
@@ -22,11 +20,6 @@ usage: python -m ffcv_r50.tools.show_batch FILE --data.train_dataset=FILE [--epo
 Draw the images of a training step after all crops and augmentations, with the targets under each: the
 same ones that a run of this recipe sees in this step, on any number of processes.
 """
-
-TEXT_HEIGHT = 12
-MARGIN = 4
-SMALLEST = 128
-"""Smaller images are enlarged to so many pixels, whole pixels each."""
 
 
 class Shown(Options):
@@ -71,7 +64,9 @@ def show(argv: Sequence[str]) -> None:
     if 0 < steps <= options.step:
         raise UserError(f"command line: --step={options.step}: an epoch has {steps:,}, from 0")
     batch = batches.seen(config, dataset, options.epoch, options.step, options.images)
-    picture = _picture(batch, dataset.sidecar.classes if dataset.sidecar else [])
+    names = [name[:16] for name in dataset.sidecar.classes] if dataset.sidecar else []
+    words = [batches.words(target, names) for target in batch.targets]
+    picture = sheet.draw(batch.pixels, words)
     try:
         with atomic_write(output) as file:
             picture.save(file, format=Image.registered_extensions()[output.suffix.lower()])
@@ -82,25 +77,6 @@ def show(argv: Sequence[str]) -> None:
         f"{output}: {shown} of the {config.training.batch_size:,} images of step {options.step} in epoch "
         f"{options.epoch}, {side} px"
     )
-
-
-def _picture(batch: Seen, names: Sequence[str]) -> Image.Image:
-    """A sheet of the images."""
-    side = batch.pixels.shape[1]
-    shown = side * max(1, -(-SMALLEST // side))
-    columns = math.ceil(math.sqrt(len(batch.pixels)))
-    rows = -(-len(batch.pixels) // columns)
-    cell = (shown + MARGIN, shown + batches.SHOWN_CLASSES * TEXT_HEIGHT + MARGIN)
-    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_HEIGHT - 2)
-    short = [name[:16] for name in names]
-    for i, (image, target) in enumerate(zip(batch.pixels, batch.targets, strict=True)):
-        left, top = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
-        pixels = Image.fromarray(image).resize((shown, shown), Image.Resampling.NEAREST)
-        sheet.paste(pixels, (left, top))
-        for line, text in enumerate(batches.words(target, short)):
-            draw.text((left, top + shown + line * TEXT_HEIGHT), text, "black", font)
-    return sheet
 
 
 if __name__ == "__main__":

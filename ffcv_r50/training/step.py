@@ -66,7 +66,7 @@ class TrainStep:
         self.scaler = precision.scaler()
         self._transforms = transforms
         self._loss = loss
-        self._clip = clipping
+        self.clip = clipping
         self._sam = sam
         self._parts = parts or Parts(network)
         self._draws = draws
@@ -132,7 +132,7 @@ class TrainStep:
         statistics.advance(mean, self._micro_batches + len(kept))
         self.scaler.unscale_(self.optimizer)
         norm = torch.linalg.vector_norm(sums.gradients)
-        self._clip(sums.gradients, norm)
+        self.clip(sums.gradients, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for average in self.averages.values():

@@ -10,8 +10,8 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import UserError
 from ffcv_r50.report.batches import SHOWN_CLASSES as LINES
+from ffcv_r50.report.sheet import MARGIN, TEXT_HEIGHT
 from ffcv_r50.tools import show_batch
-from ffcv_r50.tools.show_batch import MARGIN, TEXT_HEIGHT
 from tests.conftest import Dataset
 
 
