@@ -30,7 +30,7 @@ def test_it_shows_the_images_of_the_step(dataset: Dataset, tmp_path: Path) -> No
     with loader.epoch(2, 64, first_step=1) as epoch:
         expected = next(epoch).images.numpy()[:5].copy()
     sheet = np.asarray(shown(dataset, tmp_path / "a.png", "--epoch=2", "--step=1", "--images=5"))
-    cell = (128 + MARGIN, 128 + LINES * TEXT_HEIGHT + MARGIN)
+    cell = (128 + MARGIN, 128 + TEXT_HEIGHT + MARGIN)
     assert sheet.shape == (2 * cell[1] + MARGIN, 3 * cell[0] + MARGIN, 3)
     for i, image in enumerate(expected):
         left, top = MARGIN + i % 3 * cell[0], MARGIN + i // 3 * cell[1]
@@ -51,7 +51,8 @@ def test_a_mixed_image_names_two_classes(dataset: Dataset, tmp_path: Path) -> No
             for left in lefts
         )
 
-    assert second_lines("plain.png") == 0
+    plain = shown(dataset, tmp_path / "plain.png", "--images=32")
+    assert plain.height == 6 * (128 + TEXT_HEIGHT + MARGIN) + MARGIN  # no room for a second line
     # Two of three classes, on average, in two of three pairs.
     assert 8 <= second_lines("mixed.png", "--augment=[{mix: {mixup: 5}}]") <= 32
 
