@@ -1,7 +1,6 @@
 """What a run folder holds, read for a report. Nothing in it is changed, also while the run goes on."""
 
 import functools
-import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.data import names
 from ffcv_r50.data.beton import MAX_CLASSES, Beton
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import read_json
 from ffcv_r50.logs import jsonl
 from ffcv_r50.report.numbers import Bools, Floats, Ints, share
 from ffcv_r50.training.averages import AVERAGES, NETWORK
@@ -300,7 +300,7 @@ def read_ledger(folder: Path) -> Ledger | None:
 def _json(path: Path, otherwise: Any) -> Any:
     """What a file holds; of the same type as ``otherwise``, or that."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return otherwise
     return found if isinstance(found, type(otherwise)) else otherwise
