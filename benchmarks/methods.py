@@ -68,7 +68,7 @@ def main() -> None:
     """Train what is missing and print the table."""
     options = command_line.read(Compared, sys.argv[1:], __doc__ or "")
     table = yaml.safe_load(METHODS.read_text())
-    methods = chosen(table["methods"], options.only)
+    methods = chosen(table, options.only)
     folder = Path(options.folder)
     recipes = {}
     for name, changes in methods.items():
@@ -85,12 +85,13 @@ def main() -> None:
             file.write(markdown(lines).encode())
 
 
-def chosen(methods: Mapping[str, Any], only: str) -> dict[str, Any]:
-    """The recipe as it is, and the methods of these names.
+def chosen(table: Mapping[str, Any], only: str) -> dict[str, Any]:
+    """What the recipe as it is, and the methods of these names, change in it.
 
     Raises:
         UserError: there is none of a name.
     """
+    methods = table["methods"]
     names = [name.strip() for name in only.split(",")] if only else [*methods]
     for name in names:
         if name not in methods:
@@ -98,7 +99,7 @@ def chosen(methods: Mapping[str, Any], only: str) -> dict[str, Any]:
             raise UserError(
                 f"--only: no method '{name}'" + (f"; did you mean {near}?" if near else "")
             )
-    return {BASE: {}} | {name: methods[name] for name in names}
+    return {BASE: {"averages": table["averages"]}} | {name: methods[name] for name in names}
 
 
 def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,4 +51,4 @@ def test_the_table_pairs_runs_by_seed() -> None:
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no method 'cutmixx'; did you mean cutmix 1\?"):
-        methods.chosen(TABLE["methods"], "cutmixx")
+        methods.chosen(TABLE, "cutmixx")
