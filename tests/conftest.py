@@ -123,9 +123,10 @@ def launch(tmp_path: Path) -> Launch:
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C do what it does: a shell starts what is in its background with SIGINT ignored, and
-    the processes that tests interrupt would inherit that."""
+    """Have signals do what they do: a shell starts what is in its background with SIGINT ignored, nohup
+    ignores SIGHUP, and the processes that tests interrupt would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 LONGEST = (
