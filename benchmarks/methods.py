@@ -31,6 +31,7 @@ from ffcv_r50.files import atomic_write
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
 from ffcv_r50.registry import Options, Range
+from ffcv_r50.run.run_folder import read_status
 
 METHODS = Path(__file__).with_suffix(".yaml")
 BASE = "the recipe as it is"
@@ -70,11 +71,10 @@ def main() -> None:
     table = yaml.safe_load(METHODS.read_text())
     methods = chosen(table, options.only)
     folder = Path(options.folder)
-    recipes = {}
-    for name, changes in methods.items():
-        recipes[name] = folder / file_name(name) / "recipe.yaml"
-        recipes[name].parent.mkdir(parents=True, exist_ok=True)
-        recipes[name].write_text(yaml.safe_dump(changed(table["recipe"], changes), sort_keys=False))
+    recipes = {
+        name: write_recipe(folder / file_name(name), changed(table["recipe"], changes))
+        for name, changes in methods.items()
+    }
     runs = [(name, seed, recipes[name]) for seed in range(options.seeds) for name in methods]
     train(options, runs)
     rows = {(name, seed): last_row(recipe.parent / str(seed)) for name, seed, recipe in runs}
@@ -110,18 +110,33 @@ def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def write_recipe(folder: Path, recipe: Mapping[str, Any]) -> Path:
+    """Of the runs in a folder; returns the file.
+
+    Raises:
+        UserError: the folder has runs of another one.
+    """
+    path, text = folder / "recipe.yaml", yaml.safe_dump({**recipe}, sort_keys=False)
+    if path.exists() and path.read_text() != text:
+        raise UserError(f"{folder}: has runs of another recipe; choose another --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
 def file_name(method: str) -> str:
-    """``RandAugment 2, 9`` -> ``randaugment-2-9``."""
+    """``RandAugment 2-9`` -> ``randaugment-2-9``."""
     return "-".join("".join(c if c.isalnum() else " " for c in method.lower()).split())
 
 
 def train(options: Compared, runs: list[tuple[str, int, Path]]) -> None:
-    """Train each run, as many at a time as there are cores.
+    """Train each run that is not finished, as many at a time as there are cores.
 
     Raises:
         UserError: a run failed; its output's last line.
     """
     began, done, lock = time.monotonic(), 0, threading.Lock()
+    missing = [run for run in runs if not is_finished(run[2].parent / str(run[1]))]
 
     def one(name: str, seed: int, recipe: Path) -> None:
         nonlocal done
@@ -141,22 +156,27 @@ def train(options: Compared, runs: list[tuple[str, int, Path]]) -> None:
             raise UserError(f"{name}, seed {seed}: {' '.join(last)}")
         with lock:
             done += 1
-            left = (len(runs) - done) * (time.monotonic() - began) / done
+            left = (len(missing) - done) * (time.monotonic() - began) / done
             top_1 = last_row(folder)["top_1"]
             print(
-                f"{done:>{len(str(len(runs)))}}/{len(runs)}  {name}, seed {seed}: {top_1:.2f} %; "
+                f"{done:>{len(str(len(missing)))}}/{len(missing)}  {name}, seed {seed}: {top_1:.2f} %; "
                 f"{duration(left)} left",
                 flush=True,
             )
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        futures = [pool.submit(one, *run) for run in runs]
+        futures = [pool.submit(one, *run) for run in missing]
         try:
             for future in futures:
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has nothing left to do."""
+    return bool(read_status(folder).get("state") == "finished")
 
 
 def last_row(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def test_a_method_is_a_recipe_that_differs_in_what_it_says(name: str, tmp_path: 
 
 def test_file_names_differ() -> None:
     assert len({methods.file_name(name) for name in TABLE["methods"]}) == len(TABLE["methods"])
-    assert methods.file_name("RandAugment 2, 9") == "randaugment-2-9"
+    assert methods.file_name("RandAugment 2-9") == "randaugment-2-9"
+    assert not any("," in name for name in TABLE["methods"])  # --only separates by commas
 
 
 def test_the_table_pairs_runs_by_seed() -> None:
@@ -52,3 +53,13 @@ def test_the_table_pairs_runs_by_seed() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no method 'cutmixx'; did you mean cutmix 1\?"):
         methods.chosen(TABLE, "cutmixx")
+
+
+def test_runs_of_another_recipe_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    path = methods.write_recipe(tmp_path / "x", TABLE["recipe"])
+    assert yaml.safe_load(path.read_text()) == TABLE["recipe"]
+    methods.write_recipe(tmp_path / "x", TABLE["recipe"])
+    with pytest.raises(UserError, match="has runs of another recipe"):
+        methods.write_recipe(
+            tmp_path / "x", methods.changed(TABLE["recipe"], {"data": {"flip": 0}})
+        )

@@ -107,33 +107,35 @@ def test_runs_on_one_two_and_four_processes_continued_and_changed(
     assert train("crop", 1, "--data.flip=0.25") == [FINISHED]
     assert train("rate", 1, "--schedule.lr={0: 0.001, 1: 0.02}") == [FINISHED]
 
-    def program(other: str) -> tuple[int, list[str]]:
+    def verified(other: str) -> tuple[bool, list[str]]:
+        folders = [tmp_path / "one", tmp_path / other]
+        found = verify.compare(*map(verify.rows, folders))
+        return bool(found.different), [*verify.told(found, folders)]
+
+    same = "the same data at the same rates in all 4 steps that both have"
+    for name in ("one", "two", "four"):
+        differs, told = verified(name)
+        assert (differs, told[0]) == (False, same)
+    assert verified("seed") == (True, [
+        "step 0: other data (samples, crops or labels)",
+        "their settings differ: training.seed (0 and 1)",
+    ])  # fmt: skip
+    differs, told = verified("crop")
+    assert differs
+    assert told[0].startswith("step 0: other data")
+    assert told[1] == "their settings differ: data.flip (0.5 and 0.25)"
+    differs, told = verified("rate")
+    assert differs
+    assert told[0].startswith("step 1: another learning rate (")
+    for name, code in (("two", 0), ("seed", 1)):
         done = subprocess.run(
-            [sys.executable, "-m", "ffcv_r50.verify", "one", other],
+            [sys.executable, "-m", "ffcv_r50.verify", "one", name],
             cwd=tmp_path,
             capture_output=True,
             text=True,
         )
-        assert done.stderr == ""
-        return done.returncode, done.stdout.splitlines()
-
-    for same in ("one", "two", "four"):
-        code, told = program(same)
-        assert (code, told[0]) == (
-            0,
-            "the same data at the same rates in all 4 steps that both have",
-        )
-    assert program("seed") == (1, [
-        "step 0: other data (samples, crops or labels)",
-        "their settings differ: training.seed (0 and 1)",
-    ])  # fmt: skip
-    code, told = program("crop")
-    assert code == 1
-    assert told[0].startswith("step 0: other data")
-    assert told[1] == "their settings differ: data.flip (0.5 and 0.25)"
-    code, told = program("rate")
-    assert code == 1
-    assert told[0].startswith("step 1: another learning rate (")
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.splitlines() == verified(name)[1]
 
 
 @pytest.mark.parametrize(
