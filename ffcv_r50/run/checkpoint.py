@@ -226,7 +226,7 @@ def load(path: Path) -> dict[str, Any]:
                     raise DamagedCheckpoint(f"{path}: the checksum of {member} is wrong")
         # timm's and torchvision's scripts save their command line with the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except DamagedCheckpoint:
@@ -234,7 +234,13 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile and torch raise many kinds on damaged input
         reason = str(error).partition("\n")[0][:100]
         raise DamagedCheckpoint(f"{path}: not a whole checkpoint ({reason})") from error
-    return versions.upgraded(str(path), state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        return state
+    if not isinstance(state.get("format", 0), int) or not isinstance(
+        state.get("versions", {}), dict
+    ):
+        raise DamagedCheckpoint(f"{path}: not a checkpoint (its format is none)")
+    return versions.upgraded(str(path), state)
 
 
 def _is_of_old(path: Path) -> bool:
@@ -322,13 +328,13 @@ def load_weights(path: Path, setting: str = "") -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return _load_safetensors(path, setting)
     state = _load_named(path, setting)
-    weights: dict[str, torch.Tensor] = state["learner"]["model"] if "learner" in state else state
-    for key in ("state_dict", "model"):  # as timm's and torchvision's scripts save them
-        if isinstance(weights.get(key), dict):
-            weights = weights[key]  # type: ignore[assignment]
-    if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
+    weights: Any = state.get("learner", state)
+    for key in ("model", "state_dict", "model"):  # as timm's and torchvision's scripts save them
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not _is_state_dict(weights):
         raise UserError(f"{setting}: holds no state dict of a network")
-    return weights
+    return _finite(weights, setting)
 
 
 def _load_safetensors(path: Path, setting: str) -> dict[str, torch.Tensor]:
@@ -338,6 +344,25 @@ def _load_safetensors(path: Path, setting: str) -> dict[str, torch.Tensor]:
     except ImportError as error:
         raise UserError(f"{setting}: needs safetensors: pip install 'ffcv_r50[timm]'") from error
     try:
-        return load_file(path)
+        return _finite(load_file(path), setting)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{setting}: cannot be read ({error})") from error
+
+
+def _is_state_dict(weights: Any) -> bool:
+    return (
+        isinstance(weights, dict)
+        and bool(weights)
+        and all(isinstance(name, str) and torch.is_tensor(t) for name, t in weights.items())
+    )
+
+
+def _finite(weights: dict[str, torch.Tensor], setting: str) -> dict[str, torch.Tensor]:
+    """The same weights, if they can be of any use."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{setting}: its {name} has values that are not finite; take weights from before the "
+                "training diverged"
+            )
+    return weights

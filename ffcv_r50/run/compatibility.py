@@ -1,5 +1,6 @@
 """Whether this start may continue a saved run: with which settings, on which datasets."""
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton, Identity
 from ffcv_r50.errors import UserError
 from ffcv_r50.run import versions
+from ffcv_r50.run.progress import Progress
 
 # What may differ between two starts of one run: where things lie and how fast they are read.
 MAY_DIFFER = (
@@ -140,6 +142,48 @@ def _flat(tree: dict[str, Any], known: Collection[str], prefix: str = "") -> dic
 
 
 # ---------------------------------------------------------------------------------------- datasets
+
+
+PARTS: dict[str, type] = {
+    "progress": dict,
+    "learner": dict,
+    "batch_size": int,
+    "config": str,
+    "datasets": dict,
+    "versions": dict,
+}
+"""Of the state of a run."""
+LEARNER = ("model", "optimizer", "scaler")
+
+
+def check_state(where: str, state: Any) -> None:
+    """See that a file that is whole, and may come from anybody, holds the state of a run.
+
+    Raises:
+        UserError: it does not.
+    """
+    wrong = "is no table"
+    if isinstance(state, dict):
+        wrong = ", ".join(
+            key for key, kind in PARTS.items() if not isinstance(state.get(key), kind)
+        )
+    if not wrong:
+        known = {field.name for field in dataclasses.fields(Progress)}
+        numbers = all(
+            key in known
+            and isinstance(value, (int, float))
+            and value >= (-1 if "best" in key else 0)
+            for key, value in state["progress"].items()
+        )
+        learner = all(isinstance(state["learner"].get(key), dict) for key in LEARNER)
+        wrong = "" if numbers else "progress"
+        wrong = wrong or ("" if learner else "learner")
+        wrong = wrong or ("" if state["batch_size"] > 0 else "batch_size")
+    if wrong:
+        raise UserError(
+            f"{where}: is not the state of a run ({wrong}); name another checkpoint, or choose another "
+            "logging.folder"
+        )
 
 
 def identities(train_set: Beton, val_set: Beton) -> Identities:

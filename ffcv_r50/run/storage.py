@@ -111,6 +111,8 @@ class FolderStorage(run_folder.RunFolder, Storage):
         found, warnings = checkpoint.newest(self.checkpoints)
         for warning in warnings:
             self._warn(warning)
+        if found:
+            compatibility.check_state(where, found)
         if found and named:
             self._say(f"note: {self.path} has a state of its own; {source} is not read")
         elif found is None and self.has_results():
@@ -120,6 +122,7 @@ class FolderStorage(run_folder.RunFolder, Storage):
             )
         if found is None and named:
             found, where = checkpoint.load_state(Path(source)), source
+            compatibility.check_state(source, found)
             for change in compatibility.changed_settings(source, found["config"], config):
                 self._say(f"note: {change}, as resume.allow permits")
             if found["progress"]["epoch"] >= config.training.epochs:

@@ -107,6 +107,34 @@ def test_weights_as_others_save_them(tmp_path: Path) -> None:
         checkpoint.load_weights(tmp_path / "none.safetensors")
 
 
+def test_weights_that_diverged_are_refused(tmp_path: Path) -> None:
+    weights = {"v": torch.ones(3), "w": torch.tensor([1.0, torch.nan])}
+    torch.save(weights, tmp_path / "x.pt")
+    safetensors.torch.save_file(weights, tmp_path / "x.safetensors")
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError, match=r"its w has values that are not finite; take weights"):
+            checkpoint.load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"learner": 3},
+        {"learner": {"model": [1]}},
+        {"learner": {"model": {}}},
+        {"model": {1: torch.ones(2)}},
+        {"format": "1", "learner": {"model": {"w": torch.ones(2)}}},
+        {"versions": [], "learner": {"model": {"w": torch.ones(2)}}},
+        [torch.ones(2)],
+    ],
+)
+def test_a_whole_file_of_something_else_is_one_line(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=rf"^--checkpoint={path}: "):
+        checkpoint.load_weights(path)
+
+
 def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.pt: cannot be read \(No such file"):
         checkpoint.load_weights(tmp_path / "missing.pt")

@@ -55,6 +55,36 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path: Path, read: Any) ->
     assert str(refused.value) == expected
 
 
+STATE = {
+    "progress": {"epoch": 1, "step": 3, "best_top_1": -1.0},
+    "learner": {"model": {}, "optimizer": {}, "scaler": {}},
+    "batch_size": 32,
+    "config": "",
+    "datasets": {},
+    "versions": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"progress": {"epoch": "1"}}, "progress"),
+        ({"progress": {"epoch": -1}}, "progress"),
+        ({"progress": {"epoch": float("nan")}}, "progress"),
+        ({"progress": {"from_the_future": 1}}, "progress"),
+        ({"learner": {"model": {}, "optimizer": {}}}, "learner"),
+        ({"learner": [], "config": None}, "learner, config"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_a_state_that_somebody_made_up_is_refused(change: dict[str, Any], wrong: str) -> None:
+    compatibility.check_state("x.pt", STATE)
+    with pytest.raises(UserError, match=rf"^x\.pt: is not the state of a run \({wrong}\); name"):
+        compatibility.check_state("x.pt", STATE | change)
+    with pytest.raises(UserError, match="is no table"):
+        compatibility.check_state("x.pt", [1])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
     folder = RunFolder(str(tmp_path))
