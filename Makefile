@@ -56,10 +56,10 @@ system:
 	@if command -v g++ pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg && \
 	  $(PYTHON) -c 'import ensurepip, os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null; then exit 0; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing $(PACKAGES)"; \
+	  echo "installing $(PACKAGES)"; log=$$(mktemp); \
 	  export DEBIAN_FRONTEND=noninteractive; \
-	  { apt-get -qq update && apt-get -qq -y --no-install-recommends install $(PACKAGES); } >/tmp/ffcv_r50-apt.log 2>&1 || \
-	    { tail -n 5 /tmp/ffcv_r50-apt.log; echo "error: apt-get could not install $(PACKAGES)"; exit 1; }; \
+	  { apt-get -qq update && apt-get -qq -y --no-install-recommends install $(PACKAGES); } >"$$log" 2>&1 || \
+	    { tail -n 5 "$$log"; echo "error: apt-get could not install $(PACKAGES)"; exit 1; }; \
 	else \
 	  echo "error: needs $(PACKAGES) (as root: apt-get install ...), or use conda: conda env create -f environment.yml"; exit 2; \
 	fi

@@ -436,6 +436,10 @@ cmd_up() {
   if [[ -d $DIR && ! -f "$DIR/$MARKER" && -n $(ls -A "$DIR") ]]; then
     die "$DIR exists, is not empty and was not made by this script: choose another CLUSTER_DIR"
   fi
+  # Its name is known to everybody, and root writes into it.
+  if [[ -L $DIR || ( -e $DIR && ! -O $DIR ) ]]; then
+    die "$DIR is a link or somebody else's: remove it, or choose another CLUSTER_DIR"
+  fi
   mkdir -p "$DIR"
   chmod 755 "$DIR"
   : >"$DIR/$MARKER"
