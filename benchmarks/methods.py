@@ -32,6 +32,7 @@ from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.run.run_folder import read_status
+from ffcv_r50.training.averages import AVERAGES
 
 METHODS = Path(__file__).with_suffix(".yaml")
 BASE = "the recipe as it is"
@@ -199,9 +200,9 @@ def results(rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> Iterator[Line]
     for name in dict.fromkeys(name for name, _ in rows):
         yield line(name, [rows[name, seed]["top_1"] for seed in seeds])
         if name == BASE:
-            for key in rows[BASE, seeds[0]]:
-                if key.endswith("_top_1"):
-                    yield line(key.removesuffix("_top_1"), [rows[BASE, s][key] for s in seeds])
+            for average in AVERAGES.names:
+                if (key := f"{average}_top_1") in rows[BASE, seeds[0]]:
+                    yield line(average, [rows[BASE, seed][key] for seed in seeds])
 
 
 def cells(line: Line) -> tuple[str, str, str]:

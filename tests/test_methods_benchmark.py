@@ -41,6 +41,7 @@ def test_the_table_pairs_runs_by_seed() -> None:
     rows = {}
     for seed in range(3):
         rows[methods.BASE, seed] = {"top_1": base[seed], "ema_top_1": base[seed] + 1}
+        rows[methods.BASE, seed]["train_top_1"] = 99.0  # of no average
         rows["x", seed] = {"top_1": other[seed]}
     lines = methods.markdown(list(methods.results(rows))).splitlines()[2:]
     assert lines[0] == f"| {methods.BASE} | 62.00 ± {statistics.stdev(base):.2f} |  |"
