@@ -42,17 +42,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.beton_parts import parts
 from ffcv_r50 import runs
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import (
     ALLOCATION,
-    FIELD,
     HEADER,
-    TYPE_IMAGE,
-    TYPE_INT,
     Beton,
-    metadata_dtype,
     sidecar_path,
 )
 from ffcv_r50.data.decode import Sampling, Scratch, Stored, decode_samples
@@ -210,23 +207,16 @@ def change_bytes(data: bytearray, draw: random.Random, begin: int, end: int) -> 
 
 def mutated_dataset(original: bytes, draw: random.Random) -> bytes:
     """A ``.beton`` file, broken in up to four places."""
-    header = np.frombuffer(original, HEADER, 1).copy()
-    samples, end = int(header["num_samples"][0]), int(header["alloc_table_ptr"][0])
-    fields = np.frombuffer(original, FIELD, 2, HEADER.itemsize).copy()
-    begin = HEADER.itemsize + fields.nbytes
-    metadata = np.frombuffer(
-        original, metadata_dtype([TYPE_IMAGE, TYPE_INT]), samples, begin
-    ).copy()
-    table = np.frombuffer(original, ALLOCATION, samples, end).copy()
-    pages = bytearray(original[begin + metadata.nbytes : end])
-    before = begin + metadata.nbytes
+    content = bytearray(original)
+    header, fields, metadata, table = parts(content)
+    blocks = [(int(row["ptr"]), int(row["size"])) for row in table]
     places = draw.choice([1, 1, 1, 2, 4])
     for _ in range(places):
-        i = draw.randrange(samples)
+        i = draw.randrange(len(metadata))
         image, row = metadata["f0"][i], table[i]
         match draw.randrange(9):
             case 0:
-                put(header[0], draw.choice(HEADER.names or ()), draw)
+                put(header, draw.choice(HEADER.names or ()), draw)
             case 1:
                 field = fields[draw.randrange(2)]
                 field["type_id"] = draw.randrange(256)
@@ -245,13 +235,11 @@ def mutated_dataset(original: bytes, draw: random.Random) -> bytes:
                 row["size"] = 3 * height * width
                 row["ptr"] = put(image, "data_ptr", draw)
             case 7 | 8:  # bytes of an image, most often a JPEG's header
-                whole = np.frombuffer(original, ALLOCATION, samples, end)[i]
-                at, size = int(whole["ptr"]) - before, int(whole["size"])
-                changed = pages[at : at + size]
+                at, size = blocks[i]
+                changed = content[at : at + size]
                 change_bytes(changed, draw, 0, draw.choice([size, 700]))
-                pages[at : at + size] = changed[:size].ljust(size, b"\0")
-    parts = (header, fields, metadata, pages, table)
-    data = bytearray(b"".join(bytes(part) for part in parts))
+                content[at : at + size] = changed[:size].ljust(size, b"\0")
+    data = bytearray(content)
     match draw.randrange(10):
         case 0:
             change_bytes(data, draw, 0, len(data))

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.beton_parts import parts
 from ffcv_r50.config import command_line
-from ffcv_r50.data.beton import FIELD, HEADER, TYPE_IMAGE, TYPE_INT, Beton, metadata_dtype
+from ffcv_r50.data.beton import TYPE_IMAGE, TYPE_INT, Beton
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.report.folder import read_ledger
@@ -63,13 +64,9 @@ def plant(source: Path, target: Path, share: float, seed: int) -> npt.NDArray[np
     """
     dataset = Beton(source)
     content = bytearray(source.read_bytes())
-    header = np.frombuffer(content, HEADER, 1)[0]
-    fields = np.frombuffer(content, FIELD, int(header["num_fields"]), HEADER.itemsize)
-    kinds = [int(kind) for kind in fields["type_id"]]
-    if kinds != [TYPE_IMAGE, TYPE_INT]:
+    header, fields, metadata, _ = parts(content)
+    if header["num_fields"] != 2 or fields["type_id"].tolist() != [TYPE_IMAGE, TYPE_INT]:
         raise UserError(f"{source}: has other fields than an image and a label; write it again")
-    begin = HEADER.itemsize + fields.nbytes
-    metadata = np.frombuffer(content, metadata_dtype(kinds), dataset.num_samples, begin)
     rng = np.random.default_rng(seed)
     count = max(1, round(share * dataset.num_samples))
     wrong = np.sort(rng.choice(dataset.num_samples, count, replace=False))

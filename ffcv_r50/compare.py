@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ffcv_r50.config import command_line, reference
+from ffcv_r50.config import command_line
 from ffcv_r50.errors import UserError, exit_with, one_line
 from ffcv_r50.registry import Options
 from ffcv_r50.report import folder
@@ -144,20 +144,16 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: fewer than two runs, one that cannot be read, or a fault on the command line.
     """
-    words = ["--output" if word == "-o" else word for word in argv]
-    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    given = command_line.split(words[count:], Asked)
-    if "help" in given:
-        reference.print_page(reference.help_text(Asked, __doc__ or ""))
-        return
-    asked = command_line.take(Asked, given)
-    if given:
-        raise UserError(f"command line: --{next(iter(given))}: there is no such option; see --help")
-    if count < 2:
+    names, asked, unknown = command_line.with_names(Asked, argv, __doc__ or "")
+    if unknown:
+        raise UserError(
+            f"command line: --{next(iter(unknown))}: there is no such option; see --help"
+        )
+    if len(names) < 2:
         raise UserError(
             "command line: pass the folders of at least two runs, such as runs/a runs/b"
         )
-    runs = [folder.read(Path(word)) for word in words[:count]]
+    runs = [folder.read(Path(word)) for word in names]
     settings = [compatibility.saved_settings(run.path) for run in runs]
     console = Console(soft_wrap=True, highlight=False)
     for part in _page(runs, settings):

@@ -28,9 +28,9 @@ from rich.table import Table
 from torch import Tensor
 
 from ffcv_r50 import saved
-from ffcv_r50.config import command_line, reference
+from ffcv_r50.config import command_line
 from ffcv_r50.data import photos
-from ffcv_r50.errors import BAD_INPUT, FINISHED, UserError, exit_with
+from ffcv_r50.errors import BAD_INPUT, FINISHED, UserError, exit_with, one_line
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.saved import Saved
 from ffcv_r50.training.evaluation import logits_of
@@ -93,12 +93,7 @@ def predict(argv: Sequence[str]) -> int:
     Raises:
         UserError: no network, no images, or a fault in an option.
     """
-    named = list(itertools.takewhile(lambda word: word == "-" or not word.startswith("-"), argv))
-    words = command_line.split(argv[len(named) :], Asked)
-    if "help" in words or not argv:
-        reference.print_page(reference.help_text(Asked, __doc__ or ""))
-        return FINISHED
-    asked = command_line.take(Asked, words)
+    named, asked, words = command_line.with_names(Asked, argv or ["--help"], __doc__ or "")
     if len(named) < 2:
         what = "no images" if named else "no run or weights"
         raise UserError(f"command line: {what}; write RUN IMAGE ... before the options")
@@ -112,13 +107,13 @@ def predict(argv: Sequence[str]) -> int:
     for result in predictions(found, files(named[1:]), asked.batch_size, device, asked.top):
         if isinstance(result, Unread):
             unread += 1
-            print(f"{result.image}: {result.reason}", file=sys.stderr, flush=True)
+            print(one_line(f"{result.image}: {result.reason}"), file=sys.stderr, flush=True)
         if asked.as_json:
             print(json.dumps(_row(result, found.classes)), flush=True)
         elif isinstance(result, Prediction):
             for rank, (number, share) in enumerate(zip(*result[1:], strict=True)):
-                image = result.image if rank == 0 else ""
-                table.add_row(image, found.classes[number], f"{share:.1%}")
+                image = one_line(result.image) if rank == 0 else ""
+                table.add_row(image, one_line(found.classes[number]), f"{share:.1%}")
     if table.row_count:
         console = Console(markup=False, highlight=False, emoji=False)
         if not console.is_terminal:

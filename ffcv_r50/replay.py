@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ffcv_r50 import build, distributed, recipe
-from ffcv_r50.config import command_line, reference, settings
+from ffcv_r50.config import command_line, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
@@ -89,12 +89,7 @@ def replay(argv: Sequence[str]) -> int:
         UserError: no such run or step, other datasets than then, or a fault on the command line.
         RunFault: the data are not those that the run recorded.
     """
-    named = [word for word in argv[:1] if not word.startswith("-")]
-    words = command_line.split(argv[len(named) :], Asked)
-    if "help" in words:
-        reference.print_page(reference.help_text(Asked, __doc__ or ""))
-        return FINISHED
-    asked = command_line.take(Asked, words)
+    named, asked, words = command_line.with_names(Asked, argv, __doc__ or "", most=1)
     if not named:
         raise UserError("command line: no run; pass its folder first, such as runs/demo")
     run, output = Path(named[0]), Path(asked.output)
@@ -225,7 +220,7 @@ def _same_data(run: Path, number: int, fingerprint: str) -> str:
     Raises:
         RunFault: they are others.
     """
-    for row in jsonl.read(run / "steps.jsonl"):
+    for row in jsonl.rows(run / "steps.jsonl"):
         if row.get("step") == number and "fingerprint" in row:
             if row["fingerprint"] != fingerprint:
                 raise RunFault(

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ffcv_r50.config import command_line, reference
+from ffcv_r50.config import command_line
 from ffcv_r50.errors import UserError, exit_with, one_line
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
@@ -68,16 +68,10 @@ class RunState(NamedTuple):
 
 def main() -> None:
     """Show the table."""
-    argv = sys.argv[1:]
-    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    words = command_line.split(argv[count:])
-    if "help" in words:
-        reference.print_page(reference.help_text(Shown, __doc__ or ""))
-        return
-    options = command_line.take(Shown, words)
-    if words:
-        raise UserError(f"command line: --{next(iter(words))}: no such option; there is --every")
-    folders = [Path(word) for word in argv[:count]]
+    names, options, unknown = command_line.with_names(Shown, sys.argv[1:], __doc__ or "")
+    if unknown:
+        raise UserError(f"command line: --{next(iter(unknown))}: no such option; there is --every")
+    folders = [Path(name) for name in names]
     if not folders:
         raise UserError("command line: no folder; pass one that holds runs, such as runs")
     for folder in folders:

@@ -1,5 +1,6 @@
 """The command lines of all programs: ``--key=value`` words, read as strictly as a file."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -80,3 +81,32 @@ def read(cls: type[T], argv: Sequence[str], usage: str = "") -> T:
         reference.print_page(reference.help_text(cls, usage))
         raise SystemExit(0)
     return declaration.build(cls, reader.from_arguments(cls, words))
+
+
+def with_names(
+    cls: type[T], argv: Sequence[str], usage: str, most: int | None = None
+) -> tuple[list[str], T, dict[str, list[str]]]:
+    """The command line of a program that is about files or folders: ``NAME ... [--option=value ...]``.
+
+    ``-`` is a name, ``-o`` is short for ``--output``; ``--help`` prints the reference and exits with 0.
+
+    Args:
+        cls: the program's own options.
+        argv: the words after the program's name.
+        usage: what ``--help`` prints above the reference.
+        most: names at most; a further one is refused as a word that is no setting.
+
+    Returns:
+        The names, the options, and the words that are neither, for :func:`settings.resolve` or to refuse.
+
+    Raises:
+        UserError: see :func:`split`, :func:`take`.
+    """
+    names = [*itertools.takewhile(lambda word: word == "-" or not word.startswith("-"), argv)]
+    names = names[:most]
+    rest = ["--output" if word == "-o" else word for word in argv[len(names) :]]
+    words = split(rest, cls)
+    if "help" in words:
+        reference.print_page(reference.help_text(cls, usage))
+        raise SystemExit(0)
+    return names, take(cls, words), words

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from ffcv_r50 import saved
-from ffcv_r50.config import command_line, reference
+from ffcv_r50.config import command_line
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import FINISHED, UserError, exit_with
 from ffcv_r50.export import described, verify
@@ -57,13 +57,7 @@ def export(argv: Sequence[str]) -> int:
             package, or a fault in an option.
         RunFault: the export computes something else.
     """
-    named = [*argv[:1]] if argv and not argv[0].startswith("-") else []
-    rest = ["--output" if word == "-o" else word for word in argv[len(named) :]]
-    words = command_line.split(rest, Asked)
-    if "help" in words or not argv:
-        reference.print_page(reference.help_text(Asked, __doc__ or ""))
-        return FINISHED
-    asked = command_line.take(Asked, words)
+    named, asked, words = command_line.with_names(Asked, argv or ["--help"], __doc__ or "", most=1)
     if not named:
         raise UserError("command line: no run or weights; write RUN before the options")
     form, folder = FORMATS[asked.to], Path(asked.output)

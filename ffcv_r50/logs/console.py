@@ -9,7 +9,7 @@ from typing import Any
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ffcv_r50.errors import discard_output
+from ffcv_r50.errors import discard_output, one_line
 from ffcv_r50.logs.row import EpochRow
 
 PLAIN_SECONDS = 10.0
@@ -68,7 +68,7 @@ class Console:
         """One line."""
         if self.enabled:
             with contextlib.suppress(OSError):  # the disk of a log may be full
-                self._rich.print(text, markup=False)
+                self._rich.print(one_line(text), markup=False)
 
     def warn(self, text: str) -> None:
         """One line that should not be overlooked."""

@@ -5,7 +5,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,21 @@ def _append_lines(path: Path, lines: Sequence[str], *, durably: bool) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole rows; what is none (a line cut short by a kill) is left out. No file: no rows."""
+    """All whole rows, see :func:`rows`."""
+    return list(rows(path))
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """One whole row after another; what is none (a line cut short by a kill) is left out. No file: no
+    rows."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                row = parse_json(line)
+                if isinstance(row, dict):
+                    yield row
 
 
 def rewind(path: Path, epochs: int) -> None:

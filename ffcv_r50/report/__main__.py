@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ffcv_r50.config import command_line, reference
+from ffcv_r50.config import command_line
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.report import folder, page, pictures, tables
@@ -40,17 +40,13 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: no run, nothing to report yet, or a fault on the command line.
     """
-    words = ["--output" if word == "-o" else word for word in argv]
-    named = [word for word in words[:1] if not word.startswith("-")]
-    given = command_line.split(words[len(named) :], Asked)
-    if "help" in given:
-        reference.print_page(reference.help_text(Asked, USAGE))
-        return
+    named, asked, unknown = command_line.with_names(Asked, argv, USAGE, most=1)
     if not named:
         raise UserError("command line: no run; pass its folder first, such as runs/demo")
-    asked = command_line.take(Asked, given)
-    if given:
-        raise UserError(f"command line: --{next(iter(given))}: there is no such option; see --help")
+    if unknown:
+        raise UserError(
+            f"command line: --{next(iter(unknown))}: there is no such option; see --help"
+        )
     run = folder.read(Path(named[0]))
     if asked.format == "html":
         output = Path(asked.output) if asked.output else run.path / page.NAME

@@ -17,6 +17,7 @@ from ffcv_r50.errors import UserError
 from ffcv_r50.files import read_json
 from ffcv_r50.logs import jsonl
 from ffcv_r50.report.numbers import Bools, Floats, Ints, share
+from ffcv_r50.run.run_folder import read_status
 from ffcv_r50.training.averages import AVERAGES, NETWORK
 
 RECIPES = Path(__file__).resolve().parents[2] / "rcp"
@@ -110,7 +111,7 @@ class Run:
     def steps(self) -> Steps:
         """Of which more than their number was recorded; of very many, some."""
         rows = [
-            row for row in jsonl.read(self.path / "steps.jsonl") if "loss" in row and "epoch" in row
+            row for row in jsonl.rows(self.path / "steps.jsonl") if "loss" in row and "epoch" in row
         ]
         rows = rows[:: -(-len(rows) // MOST_STEPS) or 1]
         return Steps(
@@ -228,9 +229,8 @@ def read(path: Path) -> Run:
     ]
     if not rows:
         raise UserError(f"{path}: no epoch of this run is done; look again after its first")
-    starts = _json(path / "environment.json", [])
-    status = _json(path / "status.json", {})
-    return Run(path, config, rows, starts, status, read_predictions(path / PREDICTIONS))
+    starts = _starts(path / "environment.json")
+    return Run(path, config, rows, starts, read_status(path), read_predictions(path / PREDICTIONS))
 
 
 def read_predictions(path: Path) -> Predictions | None:
@@ -297,13 +297,13 @@ def read_ledger(folder: Path) -> Ledger | None:
     return Ledger(share(loss, shown), right, shown) if files else None
 
 
-def _json(path: Path, otherwise: Any) -> Any:
-    """What a file holds; of the same type as ``otherwise``, or that."""
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """What was recorded of each start."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
-        return otherwise
-    return found if isinstance(found, type(otherwise)) else otherwise
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _dataset(path: str, predictions: Predictions | None) -> Beton | None:

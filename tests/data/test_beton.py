@@ -9,16 +9,8 @@ import pytest
 from ffcv.fields import FloatField, IntField, JSONField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-from ffcv_r50.data.beton import (
-    ALLOCATION,
-    FIELD,
-    HEADER,
-    TYPE_IMAGE,
-    TYPE_INT,
-    Beton,
-    metadata_dtype,
-    sidecar_path,
-)
+from benchmarks.beton_parts import parts
+from ffcv_r50.data.beton import FIELD, HEADER, Beton, sidecar_path
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import JSON_BYTES
 from tests.data.conftest import encode, make_image, write_beton
@@ -121,15 +113,10 @@ def test_a_header_that_says_otherwise(
 def image_at(content: bytes, offset: int, size: int, shape: tuple[int, int] | None = None) -> bytes:
     """The last sample lies there, in the metadata and in the allocation table; raw with a shape."""
     changed = bytearray(content)
-    head = np.frombuffer(changed, HEADER, count=1)[0]
-    fields = HEADER.itemsize + 2 * FIELD.itemsize
-    metadata = np.frombuffer(changed, metadata_dtype([TYPE_IMAGE, TYPE_INT]), 6, fields)
-    table = np.frombuffer(changed, ALLOCATION, offset=int(head["alloc_table_ptr"]))
+    _, _, metadata, table = parts(changed)
     image = metadata["f0"][5:]
-    row = table[table["ptr"] == image["data_ptr"][0]]
-    table["size"][table["ptr"] == image["data_ptr"][0]] = size
-    table["ptr"][table["ptr"] == image["data_ptr"][0]] = offset
-    assert len(row) == 1
+    (row,) = np.flatnonzero(table["ptr"] == image["data_ptr"][0])
+    table["ptr"][row], table["size"][row] = offset, size
     image["data_ptr"] = offset
     if shape is not None:
         image["mode"], image["height"], image["width"] = 1, *shape

@@ -62,6 +62,11 @@ def test_plain_lines_where_there_is_no_terminal(
     ]
 
 
+def test_names_from_files_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.Console(enabled=True).say("class \x1b]0;title\x07\x1b[2J\nowl")
+    assert capsys.readouterr().out == "class \\x1b]0;title\\x07\\x1b[2J owl\n"
+
+
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     speaker = console.Console(enabled=False)
     speaker.say("hello")

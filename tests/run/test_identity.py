@@ -10,15 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffcv_r50.data.beton import (
-    ALLOCATION,
-    FIELD,
-    HEADER,
-    TYPE_IMAGE,
-    TYPE_INT,
-    Beton,
-    metadata_dtype,
-)
+from benchmarks.beton_parts import parts
+from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import BAD_INPUT, FINISHED, STOPPED_AS_ASKED
 from tests import ranks
 from tests.conftest import Dataset
@@ -27,11 +20,7 @@ from tests.conftest import Dataset
 def change(path: Path, what: str) -> None:
     """Make another dataset, valid too, of the file: in one sample, and not in its pixels."""
     content = bytearray(path.read_bytes())
-    header = np.frombuffer(content, HEADER, count=1)[0]
-    fields = HEADER.itemsize + 2 * FIELD.itemsize
-    kind = metadata_dtype([TYPE_IMAGE, TYPE_INT])
-    metadata = np.frombuffer(content, kind, count=int(header["num_samples"]), offset=fields)
-    table = np.frombuffer(content, ALLOCATION, offset=int(header["alloc_table_ptr"]))
+    _, _, metadata, table = parts(content)
     image, label = metadata["f0"], metadata["f1"]
     jpeg = int(np.argmax(image["mode"] == 0))
     block = table["ptr"] == image["data_ptr"][jpeg]

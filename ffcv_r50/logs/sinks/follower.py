@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ffcv_r50.files import read_record
 from ffcv_r50.logs.sinks import Sink
 
 CLOSE_SECONDS = 30.0
@@ -149,11 +150,8 @@ class Follower:
 
     def _begin(self, epochs: int, steps: int) -> None:
         """Go on where the sink and the logs agree."""
-        try:
-            kept = json.loads(self._state.read_text())
-            epochs, steps = min(epochs, kept["epochs"]), min(steps, kept["steps"])
-        except (FileNotFoundError, ValueError):
-            epochs = steps = 0
+        kept = read_record(self._state)
+        epochs, steps = min(epochs, kept.get("epochs", 0)), min(steps, kept.get("steps", 0))
         epochs, steps = self._sink.rewind(epochs, steps) or (epochs, steps)
         self._epochs.back_to(epochs)
         self._steps.back_to(steps)
