@@ -16,68 +16,17 @@ it ends, then by its exit code and by what the run recorded in RUN_FOLDER/status
 The exit code is 75 where the job was requeued, or would go on with the same command.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NamedTuple
 
-STOPPED_AS_ASKED = 75
-RESTARTS_WITHOUT_PROGRESS = 3
+# This file is run by its path, from the copy of the toolkit that its job was submitted with.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-End = Literal["finished", "stopped", "lost", "failed"]
-
-
-class Seen(NamedTuple):
-    """What a run folder says."""
-
-    status: dict[str, Any]
-    checkpoint: tuple[int, int] | None
-    """Identity and time of the newest checkpoint."""
-
-
-def look(folder: Path) -> Seen:
-    """Read what the run recorded so far."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        status = {}
-    try:
-        stat = (folder / "checkpoints" / "last.pt").stat()
-    except OSError:
-        return Seen(status, None)
-    return Seen(status, (stat.st_ino, stat.st_mtime_ns))
-
-
-def judge(code: int, before: Seen, after: Seen) -> tuple[End, str]:
-    """What the end of the processes means.
-
-    Args:
-        code: that the command ended with: the highest of its processes' under srun (above 128
-            where a signal killed one), 0 or 1 under torchrun.
-        before: the run folder at the start.
-        after: the run folder now.
-
-    Returns:
-        The end, and the reason in words.
-    """
-    if code == 0:
-        return "finished", ""
-    # A process that fails before the run begins leaves the status of an earlier start.
-    status = after.status if after.status != before.status else {}
-    state, reason = status.get("state"), str(status.get("reason", ""))
-    if code == STOPPED_AS_ASKED or state == "stopped":
-        return "stopped", "stopped as asked"
-    if state == "lost":
-        return "lost", reason
-    if code < 0 or code > 128:
-        return "lost", f"a process was killed (exit code {code})"
-    if state == "running":  # nobody had the time to say more
-        return "lost", f"the processes ended without a word (exit code {code})"
-    return "failed", reason or f"exit code {code}"
+from ffcv_r50.errors import STOPPED_AS_ASKED
+from ffcv_r50.run import ends
 
 
 def main(argv: list[str]) -> int:
@@ -86,25 +35,24 @@ def main(argv: list[str]) -> int:
         print("usage: supervise.py RUN_FOLDER COMMAND...", file=sys.stderr)
         return 2
     folder, command = Path(argv[0]), argv[1:]
-    before = look(folder)
+    before = ends.look(folder)
     # srun takes SLURM_CPUS_PER_TASK of sbatch only under this name (since SLURM 22.05).
     if "SLURM_CPUS_PER_TASK" in os.environ:
         os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
-    code = _start(command).wait()
-    after = look(folder)
-    end, reason = judge(code, before, after)
+    code = ends.start(command, _passed_on).wait()
+    after = ends.look(folder)
+    end, reason = ends.judge(code, before, after)
     if end == "finished":
         return 0
     job = os.environ.get("SLURM_JOB_ID")
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     came_further = after.checkpoint != before.checkpoint
-    if end == "lost" and not came_further and restarts >= RESTARTS_WITHOUT_PROGRESS:
+    if end == "lost" and not came_further and restarts >= ends.RESTARTS_WITHOUT_PROGRESS:
         _say(f"error: {reason}; not tried again: no progress, and {restarts} restarts before")
         return code if 0 < code < 128 else 1
     if end == "failed":
         _say(f"error: {reason}")
-        recorded = after.status.get("exit_code") if after.status != before.status else None
-        return int(recorded or code)  # torchrun's is always 1
+        return ends.own_code(code, before, after)
     if job is None:
         _say(f"{reason}; the same command continues")
         return STOPPED_AS_ASKED
@@ -126,29 +74,10 @@ def _state(job: str) -> str:
     return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
 
 
-def _start(command: list[str]) -> "subprocess.Popen[bytes]":
-    """Start the processes, and pass on to them the signals that only the batch script gets; SLURM sends
-    SIGTERM to all of them itself, and srun would end them at once.
-
-    The handlers come first: a signal in between would end this program.
-    """
-    processes: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
-            return
-        if not processes:
-            early.append(number)
-        elif processes[0].poll() is None:
-            processes[0].send_signal(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, forward)
-    processes.append(subprocess.Popen(command))
-    for received in early:
-        forward(received, None)
-    return processes[0]
+def _passed_on(number: signal.Signals) -> bool:
+    """SLURM sends SIGTERM to all processes itself, and srun would end them at once; the other signals
+    only the batch script gets."""
+    return number != signal.SIGTERM or "SLURM_JOB_ID" not in os.environ
 
 
 def _say(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from slurm.supervise import Seen, judge
+from ffcv_r50.run.ends import Seen, judge
 from tests.conftest import REPOSITORY
 
 RUNNING = {"state": "running", "exit_code": None, "reason": "", "time": "1"}
