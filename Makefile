@@ -24,9 +24,9 @@ demo: .venv/installed
 	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
 	  --logging.folder=$(RUN)
 
-# Two workers on two cores; who shares what: tests/conftest.py. More run into each other's time-outs.
+# Three workers on two cores, of which one mostly waits for SLURM; who takes what: tests/conftest.py.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --cov
+	$(BIN)/python -m pytest -n 3 --cov
 
 check: .venv/installed
 	$(BIN)/ruff format --check

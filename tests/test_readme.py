@@ -36,7 +36,14 @@ RUN = {
         "--ranks=2",
         "--json={tmp}/faults.json",
     ],
-    "python -m benchmarks.train_step": ["--steps=1", "--rounds=1", "--json={tmp}/step.json"],
+    "python -m benchmarks.train_step": [
+        "--steps=1",
+        "--rounds=1",
+        "--resolution=64",
+        "--training.batch_size=16",
+        "--training.norm_batch_size=16",
+        "--json={tmp}/step.json",
+    ],
 }
 
 
