@@ -4,6 +4,7 @@ import copy
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Transform
 from ffcv_r50.training.step import TrainStep
+from ffcv_r50.training.trace import Trace
 from ffcv_r50.training.transforms import BatchOptions, ImageOptions
 from ffcv_r50.training.transforms.normalize import Normalize
 
@@ -283,6 +285,27 @@ def train_step(
 
 
 # ------------------------------------------------------------------------------------ what is kept
+
+
+def trace(config: Config, steps: int, world: distributed.World, console: Console) -> Trace:
+    """The profile of some steps, which rank 0 takes.
+
+    Args:
+        config: the settings.
+        steps: of an epoch.
+        world: this process among its peers.
+        console: is told where it is.
+
+    Raises:
+        UserError: the run has no such steps.
+    """
+    profiled, whole = config.logging.profiled, steps * config.training.epochs
+    if profiled and profiled[-1] >= whole:
+        raise UserError(
+            f"logging.profile={config.logging.profile}: the run's steps are 0 to {whole - 1}"
+        )
+    profiled = profiled if world.is_main else range(0)
+    return Trace(profiled, Path(config.logging.folder), console.say)
 
 
 def storage(

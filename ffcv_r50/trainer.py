@@ -73,6 +73,7 @@ def run(config: Config, around: Callable[[TrainStep], TakeStep] = lambda step: s
             storage.set_status("failed", code, f"{type(error).__name__}: {error}")
             raise
         finally:
+            this.trace.close()
             this.recorder.close()
             storage.release()
 
@@ -118,7 +119,8 @@ class Run:
             build.set_up_torch(config, world.device)
             self.precision = Precision(config.training.precision, world.device)
             network = build.network(config, self.train_set.num_classes, world.device)
-        self.steps = self.train_loader.steps_per_epoch
+            self.steps = self.train_loader.steps_per_epoch
+            self.trace = build.trace(config, self.steps, world, console)
         self.train_step = build.train_step(
             config, network, self.precision, self.plan, self.train_loader, world
         )
@@ -196,7 +198,8 @@ class Run:
                 self.watchdog.heartbeat(f"step {number} of epoch {epoch}")
                 step = recipe.step(config, epoch, number, self.steps)
                 asked = self.stop.asked is not None
-                metrics.push(step, self.take_step(batches, step, asked))
+                with self.trace.step(step.number):
+                    metrics.push(step, self.take_step(batches, step, asked))
 
                 seconds = time.perf_counter() - began
                 progress.step = number + 1

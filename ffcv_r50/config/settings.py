@@ -27,6 +27,7 @@ from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOpti
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
 LARGEST_SIDE = 4096
+LONGEST_PROFILE = 100
 """Of an image that a network is given, in pixels."""
 Amount = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
@@ -254,8 +255,26 @@ class Logging(Options):
     samples: bool = False
     """Keep of each training image in each epoch its loss and whether it was right: `ledger/` in the
     folder, three bytes an image."""
+    profile: str = ""
+    """Steps to profile on rank 0, `20-30` or `20`: what the host and the device did when, as
+    `trace.json.gz` in the folder, for Perfetto. Steps are numbered as in `steps.jsonl`."""
     sinks: tuple[Annotated[SinkOptions, SINKS], ...] = ()
     """Where numbers go besides the console and the logs in the folder, such as `[{tensorboard: {}}]`."""
+
+    @property
+    def profiled(self) -> range:
+        """The steps that :attr:`profile` names.
+
+        Raises:
+            ValueError: it has another form, or names too many.
+        """
+        if not self.profile:
+            return range(0)
+        first, dash, last = self.profile.partition("-")
+        steps = range(int(first), int(last if dash else first) + 1)
+        if not 0 < len(steps) <= LONGEST_PROFILE:
+            raise ValueError(self.profile)
+        return steps
 
 
 class Dist(Options):
@@ -610,6 +629,13 @@ def _check_saving(config: Config) -> None:
             "checkpoint.file",
             "is for --training.eval_only=1; a run continues from its logging.folder by itself",
         )
+    try:
+        _ = config.logging.profiled
+    except ValueError:
+        raise InvalidSetting(
+            "logging.profile",
+            f"expected steps such as '20-30', at most {LONGEST_PROFILE}, got '{config.logging.profile}'",
+        ) from None
     try:
         _ = config.checkpoint.interval
     except ValueError:
