@@ -2,7 +2,8 @@
 
 ::
 
-    python -m ffcv_r50.export RUN|WEIGHTS --to safetensors|torchvision|onnx|timm -o FOLDER
+    python -m ffcv_r50.export RUN|WEIGHTS -o FOLDER
+        --to safetensors|torchvision|timm|onnx|torch_export|hub
         [--weights ema] [--data.val_dataset=FILE] [--section.key=value ...]
 
 RUN is a run's folder, WEIGHTS a file in one, or any other with ``--config=RECIPE``. The export is
@@ -24,8 +25,9 @@ from ffcv_r50 import saved
 from ffcv_r50.config import command_line
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import FINISHED, UserError, exit_with
-from ffcv_r50.export import described, verify
-from ffcv_r50.export.formats import FORMATS, require
+from ffcv_r50.export import card, described, verify
+from ffcv_r50.export.formats import FORMATS, for_hub, require
+from ffcv_r50.export.of_bytes import OfBytes, Restored
 from ffcv_r50.registry import Options
 from ffcv_r50.training.evaluation import how
 
@@ -33,12 +35,17 @@ from ffcv_r50.training.evaluation import how
 class Asked(Options):
     """What is exported; every other word is a setting."""
 
-    to: Literal["safetensors", "torchvision", "onnx", "timm"]
-    """The format."""
+    to: Literal["safetensors", "torchvision", "onnx", "timm", "torch_export", "hub"]
+    """The format; `hub` is a folder to upload to the Hugging Face hub, with a model card."""
     output: str
     """The folder for the files; made where it is not there. `-o` is short for it."""
     weights: str | None = None
     """Of a run: `network`, or the name of one of its averages; null is what its `weights.pt` is."""
+    normalise: bool = False
+    """With `onnx` and `torch_export`: have the exported network take uint8 [n, height, width, 3] and
+    normalise it."""
+    license: str = "unknown"
+    """With `hub`: what its model card says, by the hub's names, such as `apache-2.0`."""
 
 
 def main() -> None:
@@ -60,10 +67,18 @@ def export(argv: Sequence[str]) -> int:
     named, asked, words = command_line.with_names(Asked, argv or ["--help"], __doc__ or "", most=1)
     if not named:
         raise UserError("command line: no run or weights; write RUN before the options")
-    form, folder = FORMATS[asked.to], Path(asked.output)
+    hub, folder = asked.to == "hub", Path(asked.output)
+    form = FORMATS["timm" if hub else asked.to]
     require(asked.to, form.packages)
+    if asked.normalise and not form.bytes_in:
+        raise UserError(
+            f"command line: --normalise=1: has no effect with --to={asked.to}; use --to=onnx"
+        )
+    if asked.license != "unknown" and not hub:
+        raise UserError(f"command line: --license: has no effect with --to={asked.to}")
     found = saved.find(Path(named[0]), asked.weights, words, torch.device("cpu"))
-    config = found.config
+    config, network = found.config, found.network
+    form = for_hub(found) if hub else form
     if not config.data.val_dataset:
         raise UserError(
             "data.val_dataset is missing: an export is verified on it; pass --data.val_dataset=FILE"
@@ -74,9 +89,14 @@ def export(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
             temporary = Path(name)
-            described.write(described.describe(found), temporary)
-            form.write(found, temporary)
-            result = verify.verify(config, found.network, form.load(temporary), val_set)
+            written_as = found._replace(network=OfBytes(network)) if asked.normalise else found
+            described.write(described.describe(written_as), temporary)
+            form.write(written_as, temporary)
+            theirs = form.load(temporary)
+            theirs = Restored(theirs) if asked.normalise else theirs
+            result = verify.verify(config, network, theirs, val_set)
+            if hub:
+                card.write(found, result, asked.license, temporary)
             written = sorted(path.name for path in temporary.iterdir())
             for file in written:
                 os.replace(temporary / file, folder / file)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import ffcv_r50
+from ffcv_r50.export.of_bytes import OfBytes
 from ffcv_r50.files import atomic_write
 from ffcv_r50.saved import Saved
 from ffcv_r50.training.transforms.normalize import MEAN, STD
@@ -17,10 +18,11 @@ def describe(saved: Saved) -> dict[str, Any]:
     """Plain values, for JSON.
 
     A network is given the central square of ``crop_ratio`` of the image's shorter side, resized to
-    ``resolution`` (bilinear, anti-aliased, as Pillow does), in RGB, divided by 255, less ``mean``, over
-    ``std``.
+    ``resolution`` (bilinear, anti-aliased, as Pillow does), in RGB; then, where ``input`` is float32,
+    divided by 255, less ``mean``, over ``std``.
     """
     model, validation = saved.config.model, saved.config.validation
+    takes_bytes = isinstance(saved.network, OfBytes)
     return {
         "arch": model.arch,
         "blurpool": model.blurpool,
@@ -30,6 +32,7 @@ def describe(saved: Saved) -> dict[str, Any]:
         "resolution": validation.resolution,
         "crop_ratio": validation.crop_ratio,
         "interpolation": "bilinear",
+        "input": "uint8 [n, height, width, 3]" if takes_bytes else "float32 [n, 3, height, width]",
         "mean": [value / 255 for value in MEAN],
         "std": [value / 255 for value in STD],
         "tta": validation.tta,

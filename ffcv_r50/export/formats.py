@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ffcv_r50 import models
 from ffcv_r50.errors import UserError
 from ffcv_r50.export import described
+from ffcv_r50.export.of_bytes import OfBytes
 from ffcv_r50.models.timm_networks import PREFIX
 from ffcv_r50.saved import Saved
 
@@ -33,6 +34,8 @@ class Format(NamedTuple):
     load: Callable[[Path], nn.Module]
     runtime: str
     """The package that computes what was loaded."""
+    bytes_in: bool = False
+    """Whether what is loaded can be given uint8 images: see :class:`~ffcv_r50.export.of_bytes.OfBytes`."""
 
 
 def require(name: str, packages: Sequence[str]) -> None:
@@ -113,25 +116,63 @@ def _load_torchvision(folder: Path) -> nn.Module:
     return network
 
 
-# ------------------------------------------------------------------------------------------- ONNX
+# ------------------------------------------------------------------------- torch.export and ONNX
+
+
+def _example(saved: Saved) -> tuple[nn.Module, tuple[Tensor], dict[int, Any]]:
+    """A copy of the network, which exporters change; two images, lest they take one for a constant; and
+    which dimension is any number."""
+    side = saved.config.validation.resolution
+    network = copy.deepcopy(saved.network).cpu().eval()
+    if isinstance(network, OfBytes):
+        images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    else:
+        images = torch.zeros(2, 3, side, side)
+    return network, (images,), {0: torch.export.Dim("batch")}
+
+
+def _write_torch_export(saved: Saved, folder: Path) -> None:
+    network, images, dynamic = _example(saved)
+    said = {described.FILE: json.dumps(described.describe(saved))}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of buffers that are views, which verifying shows to be right
+        program = torch.export.export(network, images, dynamic_shapes=(dynamic,))
+        torch.export.save(program, folder / "model.pt2", extra_files=said)
+
+
+def _load_torch_export(folder: Path) -> nn.Module:
+    return _Program(torch.export.load(folder / "model.pt2").module())
+
+
+class _Program(nn.Module):
+    """An exported program, which knows no ``eval``: that it was exported in."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self._program = [program]  # no child
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images, as it was exported for -> logits [n, classes]."""
+        logits: Tensor = self._program[0](images)
+        return logits
 
 
 def _write_onnx(saved: Saved, folder: Path) -> None:
     import onnx
 
-    side = saved.config.validation.resolution
     path = folder / "model.onnx"
-    # The exporter changes a network's modules; two images, lest it take one for a constant.
-    network = copy.deepcopy(saved.network).cpu().eval()
+    network, images, dynamic = _example(saved)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own deprecations, nothing a user could mend
+        warnings.simplefilter("ignore")  # of its own deprecations, which no user can change
         torch.onnx.export(
             network,
-            (torch.zeros(2, 3, side, side),),
+            images,
             path,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(dynamic,),
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -156,7 +197,7 @@ class _OnnxRuntime(nn.Module):
         self._session = session
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 [n, 3, height, width] -> logits [n, classes]."""
+        """Images, as it was exported for -> logits [n, classes]."""
         [logits] = self._session.run(["logits"], {"images": images.contiguous().numpy()})
         return torch.from_numpy(logits)
 
@@ -164,23 +205,33 @@ class _OnnxRuntime(nn.Module):
 # ------------------------------------------------------------------------------------------- timm
 
 
-def _write_timm(saved: Saved, folder: Path) -> None:
+def _timms(saved: Saved) -> Any:
+    """timm's own network with these weights.
+
+    Raises:
+        UserError: it has none that computes the same.
+    """
     import timm
-    from safetensors.torch import save_file
 
     _refuse_blurpool(saved, "timm")
     arch = saved.config.model.arch.removeprefix(PREFIX)
-    said = described.describe(saved)
-    weights = {name: t.contiguous() for name, t in saved.network.state_dict().items()}
     try:
-        theirs: Any = timm.create_model(arch, num_classes=said["num_classes"])
-        theirs.load_state_dict(weights)
+        theirs: Any = timm.create_model(arch, num_classes=len(saved.classes))
+        theirs.load_state_dict(saved.network.state_dict())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"command line: --to=timm: timm's {arch} is another network, or it has none: {reason}"
         ) from error
-    side = said["resolution"]
+    return theirs
+
+
+def _write_timm(saved: Saved, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    theirs, said = _timms(saved), described.describe(saved)
+    weights = {name: t.contiguous() for name, t in theirs.state_dict().items()}
+    arch, side = saved.config.model.arch.removeprefix(PREFIX), said["resolution"]
     config = {
         "architecture": arch,
         "num_classes": said["num_classes"],
@@ -211,6 +262,19 @@ def _load_timm(folder: Path) -> nn.Module:
 FORMATS = {
     "safetensors": Format(["safetensors"], _write_safetensors, _load_safetensors, "safetensors"),
     "torchvision": Format([], _write_torchvision, _load_torchvision, "torchvision"),
-    "onnx": Format(["onnx", "onnxscript", "onnxruntime"], _write_onnx, _load_onnx, "onnxruntime"),
+    "onnx": Format(
+        ["onnx", "onnxscript", "onnxruntime"], _write_onnx, _load_onnx, "onnxruntime", bytes_in=True
+    ),
+    "torch_export": Format([], _write_torch_export, _load_torch_export, "torch", bytes_in=True),
     "timm": Format(["timm", "safetensors"], _write_timm, _load_timm, "timm"),
 }
+
+
+def for_hub(saved: Saved) -> Format:
+    """The format of a folder for the Hugging Face hub: timm's layout where timm has the network, else our
+    safetensors."""
+    try:
+        _timms(saved)
+    except UserError:
+        return FORMATS["safetensors"]
+    return FORMATS["timm"]

@@ -15,7 +15,7 @@ STYLES = {"line": "-", "dashed": "--", "thin": "-"}
 
 
 def draw(run: Run) -> dict[str, bytes]:
-    """PNG files by name: ``curves.png``, ``rates.png``, and with predictions ``confusion.png``.
+    """PNG files by name: ``curves.png``, and where they are known ``rates.png`` and ``confusion.png``.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -28,10 +28,11 @@ def draw(run: Run) -> dict[str, bytes]:
         ) from error
     [rate] = [row for row in schedule(run) if row.label == "learning rate"]
     curves = [*curve_panels(run), charts.Panel("Learning rate", "", [rate])]
-    files = {
-        "curves.png": _lines(Figure, curves),
-        "rates.png": _lines(Figure, rate_panels(run)),
-    }
+    panels = {
+        "curves.png": curves,
+        "rates.png": rate_panels(run),
+    }  # an old run's log knows no rates
+    files = {name: _lines(Figure, drawn) for name, drawn in panels.items() if drawn}
     if run.predictions is not None:
         files["confusion.png"] = _confusion(Figure, run)
     return files

@@ -2,11 +2,15 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import pytest
 import safetensors
@@ -128,6 +132,77 @@ def test_onnx_runtime_loads_it(blurred: Path, tmp_path: Path) -> None:
     assert said["resolution"] == "40"
 
 
+def of_bytes(normalised: Tensor) -> npt.NDArray[np.uint8]:
+    """Images of whole bytes; what the network is given of them goes back into ``normalised``."""
+    pixels = torch.randint(0, 256, (5, 40, 40, 3), generator=torch.Generator().manual_seed(2))
+    transform = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transform.mean, transform.std))
+    normalised.copy_((pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
+    return pixels.to(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize("form", ["torch_export", "onnx"])
+def test_networks_that_take_bytes(form: str, blurred: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export([str(blurred), f"--to={form}", "--normalise=1", "-o", str(out)]) == FINISHED
+    normalised = torch.empty(5, 3, 40, 40)
+    pixels = of_bytes(normalised)
+    with torch.inference_mode():
+        wanted = saved.find(blurred, None, {}, CPU).network(normalised).numpy()
+        for count in (1, 5):
+            if form == "onnx":
+                path = str(out / "model.onnx")
+                session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+                [logits] = session.run(None, {"images": pixels[:count]})
+            else:
+                program = torch.export.load(out / "model.pt2").module()
+                logits = program(torch.from_numpy(pixels[:count])).numpy()
+            np.testing.assert_allclose(logits, wanted[:count], rtol=0, atol=1e-4)
+    assert json.loads((out / "model.json").read_text())["input"] == "uint8 [n, height, width, 3]"
+
+
+def test_torch_loads_it(blurred: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export([str(blurred), "--to=torch_export", "-o", str(out)]) == FINISHED
+    program = torch.export.load(out / "model.pt2").module()
+    with torch.inference_mode():
+        for count in (1, 5):
+            wanted = expected(blurred)[:count]
+            assert torch.allclose(program(images()[:count]), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_folder_for_the_hub(run: Path, tmp_path: Path) -> None:
+    row = {"epoch": 0, "top_1": 34.5, "top_5": 100.0, "val_loss": 1.1, "train_loss": 1.2, "lr": 0.1}
+    (run / "log.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    assert export([str(run), "--to=hub", "--license=apache-2.0", "-o", str(out)]) == FINISHED
+    assert close(timm.create_model(f"local-dir:{out}", pretrained=True), run)
+    card = huggingface_hub.ModelCard.load(out / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "timm")
+    [top_1, top_5] = card.data.eval_results
+    assert (top_1.metric_name, top_5.metric_value) == ("top-1", 100)
+    assert f"| top-1 | {top_1.metric_value:.2f} |" in card.text
+    assert 'timm.create_model("hf-hub:' in card.text
+    assert str(tmp_path) not in card.text
+    [recipe] = re.findall("```yaml\n(.*?)```", card.text, re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    again = settings.load([f"--config={tmp_path / 'recipe.yaml'}"], needs_data=False)
+    config = settings.load([f"--config={run / 'config.yaml'}"], needs_data=False)
+    assert (again.training, again.schedule) == (config.training, config.schedule)
+
+
+def test_a_network_that_timm_lacks_goes_to_the_hub_as_ours(blurred: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export([str(blurred), "--to=hub", "-o", str(out)]) == FINISHED
+    assert not (out / "config.json").exists()
+    card = huggingface_hub.ModelCard.load(out / "README.md")
+    assert (card.data.license, card.data.library_name) == ("unknown", "ffcv_r50")
+    [code] = re.findall("```python\n(.*?)```", card.text, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code.replace('"model.safetensors"', repr(str(out / "model.safetensors"))), found)
+    assert close(found["model"], blurred)
+
+
 @pytest.mark.parametrize("form", ["torchvision", "timm"])
 def test_a_blur_that_others_cannot_express(form: str, blurred: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"--to={form}: resnet18 blurs before its strided conv"):
@@ -189,8 +264,14 @@ def test_faults(run: Path, tmp_path: Path, dataset: Dataset) -> None:
         return str(caught.value)
 
     out = f"--output={tmp_path / 'out'}"
-    assert "expected safetensors or torchvision or onnx or timm" in fault(str(run), "--to=onx", out)
+    assert "expected safetensors or torchvision or onnx or timm or" in fault(
+        str(run), "--to=onx", out
+    )
     assert "did you mean onnx?" in fault(str(run), "--to=onx", out)
+    assert "--normalise=1: has no effect with --to=timm" in fault(
+        str(run), "--to=timm", "--normalise=1", out
+    )
+    assert "--license: has no effect with" in fault(str(run), "--to=timm", "--license=mit", out)
     assert "no run or weights; write RUN before" in fault("--to=onnx", out)
     missing = fault(str(run), "--to=torchvision", out, "--data.val_dataset=")
     assert missing.startswith("data.val_dataset is missing: an export is verified on it")
