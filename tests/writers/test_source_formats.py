@@ -242,6 +242,25 @@ def test_an_archive_that_is_cut_anywhere_is_refused(nested: bool, folder: Path) 
             SOURCES[name]().build(str(folder), "train")
 
 
+def test_an_archive_in_an_archive_ends_where_that_says(folder: Path) -> None:
+    """One without an end mark does not go on into its neighbour, which is an archive, not an image."""
+    path = made.ilsvrc_train(folder, TRAIN) / "ILSVRC2012_img_train.tar"
+    with tarfile.open(path) as outer:
+        parts = {}
+        for name in outer.getnames():
+            file = outer.extractfile(name)
+            assert file is not None
+            parts[name] = file.read()
+    first = next(iter(parts))
+    ends = len(parts[first].rstrip(b"\0"))
+    parts[first] = parts[first][: (ends + 511) // 512 * 512]
+    with tarfile.open(path, "w") as outer:
+        for name, data in parts.items():
+            made.add(outer, name, data)
+    with pytest.raises(UserError, match=f"{path}/{first}: ends inside .*: truncated or damaged"):
+        SOURCES["ilsvrc_tars"]().build(str(folder), "train")
+
+
 def test_a_header_that_is_overwritten_does_not_end_an_archive(folder: Path) -> None:
     path, found = archive(folder)
     content = bytearray(path.read_bytes())

@@ -22,7 +22,8 @@ MOST_BYTES = 64 << 20
 class IlsvrcTarsOptions(SourceOptions):
     """ILSVRC2012's tar archives as they are downloaded (`val` also needs the devkit's).
 
-    The images are those of the unpacked folders, in the same order and under the same names.
+    The images are those of the unpacked folders, in the same order and under the same names. For
+    `train`, `data_dir` may be any archive of archives `<wnid>.tar`, as ImageNet-21k's is.
     """
 
     @classmethod
@@ -49,35 +50,60 @@ class IlsvrcTarsOptions(SourceOptions):
         return list_train(archive) if split == "train" else list_val(archive)
 
 
+class _Images:
+    """The images of one archive, class by class, in ImageFolder's order."""
+
+    def __init__(self, archive: Path, classes: list[str]) -> None:
+        self.archive, self.classes = archive, classes
+        self.names: list[str] = []
+        self.labels, self.offsets, self.sizes = array("i"), array("q"), array("q")
+
+    def add(self, label: int, images: list[Member]) -> None:
+        """Add the images of a class, sorted."""
+        for image in images:
+            self.names.append(f"{self.classes[label]}/{PurePosixPath(image.name).name}")
+            self.labels.append(label)
+            self.offsets.append(image.offset)
+            self.sizes.append(image.size)
+
+    def source(self, members: list[str], ignored: int) -> TarMembers:
+        """All of them, and what errors call each."""
+        return TarMembers(
+            root=self.archive,
+            classes=self.classes,
+            names=self.names,
+            labels=self.labels,
+            ignored=ignored,
+            members=members,
+            archives=[self.archive],
+            archive_of=bytes(len(self.names)),
+            offsets=self.offsets,
+            sizes=self.sizes,
+        )
+
+
 def list_train(archive: Path) -> TarMembers:
     """The images of an archive of archives, ``<wnid>.tar`` each.
 
     Raises:
         UserError: it is none, or damaged, or two images of a class have one name.
     """
-    classes: dict[str, list[Member]] = {}
-    ignored = 0
-    for inner in members(archive):
-        name = PurePosixPath(inner.name)
-        if name.suffix != ".tar":
-            ignored += 1
-            continue
-        files = list(members(archive, within=inner))
-        images = sorted(member for member in files if is_image(member.name))
-        ignored += len(files) - len(images)
-        for one, other in pairwise(images):
-            if one.name == other.name:
-                raise UserError(
-                    f"{archive}/{inner.name}: holds {one.name} twice; download it again"
-                )
-        if not images:
-            raise UserError(f"{archive}/{inner.name}: holds no images; download it again")
-        if name.stem in classes:
-            raise UserError(f"{archive}: holds {inner.name} twice; download it again")
-        classes[name.stem] = images
-    if not classes:
+    outer = list(members(archive))
+    inner = sorted(member for member in outer if member.name.endswith(".tar"))
+    if not inner:
         raise UserError(f"{archive}: holds no archives of classes (<wnid>.tar)")
-    return _listed(archive, classes, ignored, with_class=True)
+    _refuse_repeated(str(archive), inner)
+    found = _Images(archive, [PurePosixPath(member.name).stem for member in inner])
+    ignored = len(outer) - len(inner)
+    for label, member in enumerate(inner):
+        files = list(members(archive, within=member))
+        images = sorted(file for file in files if is_image(file.name))
+        if not images:
+            raise UserError(f"{archive}/{member.name}: holds no images; download it again")
+        _refuse_repeated(f"{archive}/{member.name}", images)
+        found.add(label, images)
+        ignored += len(files) - len(images)
+    return found.source(found.names, ignored)
 
 
 def list_val(archive: Path) -> TarMembers:
@@ -88,43 +114,26 @@ def list_val(archive: Path) -> TarMembers:
     """
     devkit = archive.with_name(DEVKIT)
     wnids, truth = read_devkit(devkit)
-    found: dict[str, Member] = {}
-    ignored = 0
-    for member in members(archive):
-        name = PurePosixPath(member.name).name
-        if not is_image(name):
-            ignored += 1
-        elif name in found:
-            raise UserError(f"{archive}: holds {name} twice; download it again")
-        else:
-            found[name] = member
-    label_of = {f"ILSVRC2012_val_{i:08}.JPEG": wnid for i, wnid in enumerate(truth, 1)}
-    check_all_labelled(archive, found.keys(), label_of.keys(), f"{devkit}")
-    classes: dict[str, list[Member]] = {wnid: [] for wnid in wnids}
-    for name in sorted(found):
-        classes[label_of[name]].append(found[name])
-    return _listed(archive, classes, ignored, with_class=False)
+    files = list(members(archive))
+    images = sorted(file for file in files if is_image(file.name))
+    _refuse_repeated(str(archive), images)
+    wnid_of = {f"ILSVRC2012_val_{i:08}.JPEG": wnid for i, wnid in enumerate(truth, 1)}
+    names = {PurePosixPath(image.name).name for image in images}
+    check_all_labelled(archive, names, wnid_of.keys(), str(devkit))
+    of_class: dict[str, list[Member]] = {wnid: [] for wnid in wnids}
+    for image in images:
+        of_class[wnid_of[PurePosixPath(image.name).name]].append(image)
+    found = _Images(archive, wnids)
+    for label, wnid in enumerate(wnids):
+        found.add(label, of_class[wnid])
+    in_order = [image.name for wnid in wnids for image in of_class[wnid]]
+    return found.source(in_order, len(files) - len(images))
 
 
-def _listed(
-    archive: Path, classes: dict[str, list[Member]], ignored: int, with_class: bool
-) -> TarMembers:
-    """Class by class, as ImageFolder; ``with_class`` says that errors name the class's archive."""
-    order = sorted(classes)
-    images = [(label, member) for label, wnid in enumerate(order) for member in classes[wnid]]
-    names = [f"{order[label]}/{PurePosixPath(member.name).name}" for label, member in images]
-    return TarMembers(
-        root=archive,
-        classes=order,
-        names=names,
-        labels=array("i", (label for label, _ in images)),
-        ignored=ignored,
-        members=names if with_class else [member.name for _, member in images],
-        archives=[archive],
-        archive_of=bytes(len(images)),
-        offsets=array("q", (member.offset for _, member in images)),
-        sizes=array("q", (member.size for _, member in images)),
-    )
+def _refuse_repeated(archive: str, sorted_members: list[Member]) -> None:
+    for one, other in pairwise(sorted_members):
+        if one.name == other.name:
+            raise UserError(f"{archive}: holds {one.name} twice; download it again")
 
 
 def read_devkit(path: Path) -> tuple[list[str], list[str]]:
