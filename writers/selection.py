@@ -20,8 +20,12 @@ def source(cfg: Writing) -> tuple[Writing, Source]:
     Raises:
         UserError: they are not there, or incomplete, or ``cfg.classes`` names others.
     """
-    name = cfg.dataset or recognised(cfg.data_dir, cfg.split)
-    images = SOURCES[name]().build(cfg.data_dir, cfg.split)
+    try:
+        name = cfg.dataset or recognised(cfg.data_dir, cfg.split)
+        images = SOURCES[name]().build(cfg.data_dir, cfg.split)
+    except OSError as error:
+        where = error.filename or cfg.data_dir
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
     if cfg.classes is not None:
         images = of_classes(images, Path(cfg.classes).expanduser())
     return cfg.model_copy(update={"dataset": name}), images
@@ -65,7 +69,11 @@ def of_classes(whole: Source, file: Path) -> ChosenClasses:
     """
     numbers = {name: number for number, name in enumerate(whole.classes)}
     label_of: dict[int, int] = {}
-    for at, line in enumerate(read_text(file).splitlines(), 1):
+    try:
+        lines = read_text(file).splitlines()
+    except OSError as error:
+        raise UserError(f"cfg.classes: {file}: cannot be read ({error.strerror})") from error
+    for at, line in enumerate(lines, 1):
         name = line.strip()
         if not name or name.startswith("#"):
             continue

@@ -270,6 +270,14 @@ def test_a_header_that_is_overwritten_does_not_end_an_archive(folder: Path) -> N
         SOURCES["webdataset"]().build(str(folder), "train")
 
 
+def test_a_negative_size_is_refused(folder: Path) -> None:
+    member = tarfile.TarInfo("x.jpg")
+    member.size = -1024
+    (folder / "a.tar").write_bytes(bytes(member.tobuf(tarfile.GNU_FORMAT)) + bytes(1024))
+    with pytest.raises(UserError, match=r"a.tar: ends inside x.jpg: truncated or damaged"):
+        SOURCES["webdataset"]().build(str(folder), "train")
+
+
 def test_a_compressed_archive_is_refused(folder: Path) -> None:
     with tarfile.open(folder / "a.tar", "w:gz") as tar:
         made.add(tar, "x.jpg", b"")
@@ -365,6 +373,8 @@ WRONG: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("manifest", "train", lambda f: (f / "m.jsonl").write_text('{"path": "x", "label": 1}\n{"path": "y", "label": 1.5}'), "m.jsonl, row 2: has no label for y"),
     ("manifest", "train", lambda f: (f / "m.jsonl").write_text('{"path": "x", "label": 1}\n{"path": '), "m.jsonl, row 2: Expecting value"),
     ("manifest", "train", lambda f: (f / "m.txt").write_text("x 1\ny\n"), "m.txt, row 2: has no path"),
+    ("manifest", "train", lambda f: (f / "m.csv").write_text("path,label\nx\0,1\n"), "m.csv, row 1: has no path|line contains NUL"),
+    ("manifest", "train", lambda f: (f / "m.jsonl").write_text('{"path": "\\ud800", "label": 1}'), "m.jsonl, row 1: .*surrogates not allowed"),
     ("manifest", "train", lambda f: (f / "m.csv").write_text("path,label\n"), "m.csv: has no rows"),
     ("parquet", "train", hub_of(0, 3), "train.parquet/1: label 3 is out of range; there are 3 classes"),
     ("parquet", "train", hub_of(0, -1), "train.parquet/1: label -1 is out of range"),

@@ -63,6 +63,7 @@ def test_labels(
             WNIDS,
             "^image 1: there is no class 'n0144076'; did you mean n01",
         ),
+        (["a", "\ud800"], None, r"^image 1: class '.ud800' is no text; rename it$"),
         (["zebra"], ["a", "b"], "^image 0: there is no class 'zebra'; the first is 'a'$"),
     ],
 )
@@ -165,7 +166,9 @@ def test_chosen_classes_that_are_none(lines: str, message: str, tmp_path: Path) 
 
 
 def test_a_list_of_classes_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}/no: cannot be read \(No such file"):
+    with pytest.raises(
+        UserError, match=rf"^cfg.classes: {tmp_path}/no: cannot be read \(No such file"
+    ):
         selection.of_classes(
             image_folder.list_images(made.tree(tmp_path / "tree", TRAIN)), tmp_path / "no"
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 from ffcv_r50.data.photos import BadImage as BadImage  # what sources raise
-from ffcv_r50.errors import UserError
 from ffcv_r50.registry import Options, Registry
 
 Read = Callable[[], bytes]
@@ -94,13 +93,10 @@ def recognised(data_dir: str, split: str) -> str:
     """The kind of source that ``data_dir`` is; prints a line where it is not :data:`DEFAULT`.
 
     Raises:
-        UserError: a folder cannot be read.
+        OSError: a folder cannot be read.
     """
     path = Path(data_dir).expanduser()
-    try:
-        name = next((n for n in SOURCES.names if SOURCES[n].recognises(path, split)), DEFAULT)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    name = next((n for n in SOURCES.names if SOURCES[n].recognises(path, split)), DEFAULT)
     if name != DEFAULT:
         kind = (SOURCES[name].__doc__ or "").partition("\n")[0].rstrip(".")
         print(f"recognised {path} as --cfg.dataset={name}: {kind}")

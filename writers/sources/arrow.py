@@ -6,6 +6,9 @@ from typing import Any
 
 from ffcv_r50.errors import UserError
 
+ERRORS = (OSError, ValueError, TypeError, NotImplementedError)
+"""What pyarrow's errors are kinds of."""
+
 
 def open_file(path: Path) -> Any:
     """A Parquet file as ``pyarrow.parquet.ParquetFile``, to be used as a context.
@@ -14,13 +17,12 @@ def open_file(path: Path) -> Any:
         UserError: pyarrow is not installed, or this is no whole Parquet file.
     """
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"{path}: needs pyarrow: pip install 'ffcv_r50[parquet]'") from error
     try:
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except ERRORS as error:
         raise UserError(
             f"{path}: not a whole Parquet file ({reason(error)}); download it again"
         ) from error
@@ -49,7 +51,7 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         try:
             for batch in file.iter_batches(columns=list(columns)):
                 yield from batch.to_pylist()
-        except (ValueError, OSError) as error:  # pyarrow's own are of these kinds
+        except ERRORS as error:
             raise UserError(f"{path}: is damaged ({reason(error)}); download it again") from error
 
 

@@ -46,14 +46,8 @@ def is_image(name: str) -> bool:
 def read_text(path: Path) -> str:
     """The content of a text file of the dataset; bytes that are not UTF-8 stay as Python has them in
     file names.
-
-    Raises:
-        UserError: it cannot be read.
     """
-    try:
-        return path.read_text("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return path.read_text("utf-8-sig", errors="surrogateescape")
 
 
 def labelled(
@@ -70,11 +64,9 @@ def labelled(
 
     Raises:
         UserError: an image has no label, or a label no image.
+        OSError: the folder cannot be listed.
     """
-    try:
-        files = [entry.name for entry in os.scandir(folder) if entry.is_file()]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
+    files = [entry.name for entry in list(os.scandir(folder)) if entry.is_file()]
     images = {name for name in files if is_image(name)}
     check_all_labelled(folder, images, labels.keys(), str(said_by))
     paths = sorted(images, key=lambda name: (labels[name], name))

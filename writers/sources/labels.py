@@ -1,5 +1,6 @@
 """From what a dataset says of each image, a class name or a number, to labels."""
 
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +44,12 @@ class Labels:
         if "" in self._seen:
             raise UserError(f"{place(self._first[self._seen['']])}: has no label; add it")
         classes = list(known) if known is not None else self._classes(place)
+        for name in (*self._seen, *classes):
+            try:
+                os.fsencode(name)
+            except UnicodeEncodeError as error:  # JSON has ways to say half a character
+                first = self._first[self._seen.get(name, 0)]
+                raise UserError(f"{place(first)}: class {name!r} is no text; rename it") from error
         numbers = {name: number for number, name in enumerate(classes)}
         if _are_numbers(self._seen) and not any(map(NUMBER.fullmatch, classes)):
             numbers = {str(number): number for number in range(len(classes))}

@@ -1,16 +1,16 @@
 """Images inside Parquet files, as the Hugging Face Hub has them."""
 
 import functools
-import json
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import parse_json
 from writers.sources import SOURCES, BadImage, Read, SourceOptions, arrow, shards
 from writers.sources.labels import Labels
 
@@ -80,7 +80,7 @@ def _row_group(path: str, group: int, column: str) -> Any:
             return file.read_row_group(group, [column], use_threads=False).flatten()[column]
     except UserError as error:
         raise BadImage(str(error)) from error
-    except Exception as error:  # pyarrow raises many kinds for damaged pages
+    except arrow.ERRORS as error:
         raise BadImage(f"row group {group} is damaged ({arrow.reason(error)})") from error
 
 
@@ -154,9 +154,8 @@ def _schema(shard: Path, schema: Any) -> _Schema:
     """
     import pyarrow
 
-    noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = noted.get("info", {}).get("features", {})
-    kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
+    features = _features(schema.metadata or {})
+    kinds = {name: feature.get("_type") for name, feature in features.items()}
     images = [
         f"{field.name}.bytes" if pyarrow.types.is_struct(field.type) else field.name
         for field in schema
@@ -173,4 +172,14 @@ def _schema(shard: Path, schema: Any) -> _Schema:
             f"{', '.join(schema.names)}"
         )
     names = features.get(found[0], {}).get("names")
-    return _Schema(images[0], found[0], [str(name) for name in names] if names else None)
+    classes = [str(name) for name in names] if isinstance(names, list) else None
+    return _Schema(images[0], found[0], classes)
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """What ``datasets`` noted of each column; nothing where somebody else wrote the file."""
+    try:
+        features = parse_json(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}

@@ -1,6 +1,7 @@
 """Tables of paths and labels, as text or Parquet, read one row after the other."""
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -38,8 +39,6 @@ def rows(table: Path) -> Iterator[Row]:
             number += 1
     except (ValueError, csv.Error) as error:
         raise UserError(f"{table}, row {number + 1:,}: {error}") from error
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror or error})") from error
 
 
 def _entries(table: Path) -> Iterator[Mapping[str, Any]]:
@@ -75,8 +74,9 @@ def _row(entry: Any) -> Row:
     if not isinstance(entry, Mapping):
         raise ValueError("is no object with path and label")
     path, label = entry.get("path"), entry.get("label")
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not path or "\0" in path:
         raise ValueError("has no path")
+    os.fsencode(path)  # a lone surrogate is no part of a path
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         raise ValueError(f"has no label for {path}")
     return Row(path, str(label))

@@ -89,7 +89,8 @@ def members(path: Path, within: Member | None = None) -> Iterator[Member]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # a kilobyte each
-                    if member.offset_data + member.size > end:
+                    # A negative size would lead tarfile around in circles.
+                    if member.size < 0 or member.offset_data + member.size > end:
                         raise UserError(_damaged(name, "ends inside", member.name))
                     if member.isreg() and not member.issparse():
                         yield Member(member.name, member.offset_data, member.size)
@@ -106,8 +107,6 @@ def members(path: Path, within: Member | None = None) -> Iterator[Member]:
             if packed
             else f"{name}: not a whole tar archive ({error}); download it again"
         ) from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
 
 
 def _damaged(name: str, what: str, where: str) -> str:
