@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from pyarrow import parquet
 from torchvision.datasets import ImageFolder
@@ -36,6 +37,7 @@ FORMATS: list[tuple[str, Make, str, Images, bool]] = [
     ("manifest", made.manifest_parquet, "train", TRAIN, True),
     ("manifest", made.manifest_text, "train", TRAIN, True),
     ("parquet", made.hub, "train", TRAIN, False),
+    ("parquet", made.plain_parquet, "train", TRAIN, False),
     ("webdataset", made.shards_cls, "train", TRAIN, False),
     ("webdataset", made.shards_json, "train", TRAIN, False),
 ]
@@ -325,6 +327,11 @@ def sample(folder: Path, *files: tuple[str, bytes]) -> None:
             made.add(tar, name, data)
 
 
+def floats(folder: Path) -> None:
+    table = pyarrow.table({"image": [b"", b""], "label": [1.0, 2.5]})
+    parquet.write_table(table, folder / "train.parquet")
+
+
 def hub_of(*labels: int | None) -> Callable[[Path], None]:
     return lambda folder: parquet.write_table(
         made.hub_table([(b"", label) for label in labels]), folder / "train.parquet"
@@ -378,6 +385,7 @@ WRONG: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("manifest", "train", lambda f: (f / "m.csv").write_text("path,label\n"), "m.csv: has no rows"),
     ("parquet", "train", hub_of(0, 3), "train.parquet/1: label 3 is out of range; there are 3 classes"),
     ("parquet", "train", hub_of(0, -1), "train.parquet/1: label -1 is out of range"),
+    ("parquet", "train", floats, "train.parquet/0: label 1.0 is neither a number from 0 nor a class"),
     ("parquet", "train", hub_of(0, None), "train.parquet/1: has no label"),
     ("parquet", "val", hub_of(0), "holds no .parquet files of the split 'val', but train.parquet"),
     ("parquet", "train", without(made.hub, TRAIN, "data/train-00000-of-00002.parquet"), "1 of 2 shards are missing, the first is train-00000-of-00002;"),

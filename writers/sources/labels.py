@@ -9,7 +9,7 @@ from ffcv_r50.errors import UserError, nearest
 
 MOST_CLASSES = 1 << 20
 """A label number beyond is a mistake, not a class."""
-NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
 class Labels:
@@ -56,16 +56,7 @@ class Labels:
         labels = []
         for said, first in zip(self._seen, self._first, strict=True):
             if said not in numbers:
-                if NUMBER.fullmatch(said):
-                    what, hint = (
-                        f"label {said} is out of range",
-                        f"there are {len(classes):,} classes",
-                    )
-                else:
-                    near = nearest(said, numbers)
-                    what, hint = f"there is no class '{said}'", f"the first is '{classes[0]}'"
-                    hint = f"did you mean {near}?" if near else hint
-                raise UserError(f"{place(first)}: {what}; {hint}")
+                raise UserError(f"{place(first)}: {_unknown(said, classes)}")
             labels.append(numbers[said])
         return classes, array("i", (labels[position] for position in self._said))
 
@@ -79,6 +70,14 @@ class Labels:
                     "class names"
                 )
         return [str(i) for i in range(max(map(int, self._seen), default=-1) + 1)]
+
+
+def _unknown(said: str, classes: Sequence[str]) -> str:
+    if NUMBER.fullmatch(said):
+        return f"label {said} is out of range; there are {len(classes):,} classes"
+    near = nearest(said, classes)
+    hint = f"did you mean {near}?" if near else f"the first is '{classes[0]}'"
+    return f"there is no class '{said}'; {hint}"
 
 
 def _are_numbers(words: Iterable[str]) -> bool:

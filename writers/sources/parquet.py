@@ -137,7 +137,9 @@ def _said(place: str, label: Any, classes: Sequence[str] | None) -> str:
     """A row's class name, or its label as text; numbers of a ``ClassLabel`` count its names."""
     if label is None:
         return ""
-    if classes is None or not isinstance(label, int):
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        raise UserError(f"{place}: label {label!r} is neither a number from 0 nor a class name")
+    if classes is None or isinstance(label, str):
         return str(label)
     if not 0 <= label < len(classes):
         raise UserError(
@@ -152,20 +154,17 @@ def _schema(shard: Path, schema: Any) -> _Schema:
     Raises:
         UserError: there is not one of each.
     """
-    import pyarrow
+    from pyarrow import types
 
     features = _features(schema.metadata or {})
-    kinds = {name: feature.get("_type") for name, feature in features.items()}
-    images = [
-        f"{field.name}.bytes" if pyarrow.types.is_struct(field.type) else field.name
-        for field in schema
-        if kinds.get(field.name) == "Image"
-        or (pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
-        or pyarrow.types.is_binary(field.type)
-        or pyarrow.types.is_large_binary(field.type)
-    ]
-    label_names = [name for name, kind in kinds.items() if kind == "ClassLabel"] or ["label"]
-    found = [name for name in label_names if name in schema.names]
+    images = []
+    for field in schema:
+        if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            images.append(f"{field.name}.bytes")
+        elif types.is_binary(field.type) or types.is_large_binary(field.type):
+            images.append(field.name)
+    labels = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    found = [name for name in labels or ["label"] if name in schema.names]
     if len(images) != 1 or len(found) != 1:
         raise UserError(
             f"{shard}: expected one column of images and one of labels, it has "
