@@ -12,13 +12,18 @@ Count = Annotated[int, Range(at_least=1)]
 class Writing(Options):
     """One ``.beton`` file: which images, from where, stored how."""
 
-    dataset: str = "imagenet"
-    """The kind of source, a name of those in `writers/sources/`: `imagenet` is any tree
-    `data_dir/<class>/<image>`, as torchvision's ImageFolder reads it."""
+    dataset: str | None = None
+    """The kind of source, a name of those in `writers/sources/`; null looks at `data_dir` and says what
+    it recognises. `imagenet` is any tree `data_dir/<class>/<image>`, as torchvision's ImageFolder reads
+    it; the others: docs/sources.md."""
     split: Literal["train", "val"] = "train"
-    """The folder of `data_dir` to take, where `data_dir` does not hold the classes itself."""
+    """The part of `data_dir` to take, where `data_dir` is not one part alone."""
     data_dir: str
-    """The folder of the classes, or the one that holds `train` and `val`."""
+    """The folder of the classes, or the one that holds `train` and `val`; or the folder or file of
+    another kind of source."""
+    classes: str | None = None
+    """A text file with a class a line: only their images are taken, and labels follow its order. Lines
+    that begin with `#` are remarks."""
     write_path: str
     """The `.beton` file to write. Its class names, counts and settings go to `<write_path>.json`."""
     write_mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
@@ -54,10 +59,11 @@ class Writing(Options):
 
     def model_post_init(self, _context: Any) -> None:
         """Refuse what is not there or has no effect, and fill in what null stands for."""
-        try:
-            SOURCES[self.dataset]
-        except KeyError as error:
-            raise InvalidSetting("cfg.dataset", error.args[0]) from error
+        if self.dataset is not None:
+            try:
+                SOURCES[self.dataset]
+            except KeyError as error:
+                raise InvalidSetting("cfg.dataset", error.args[0]) from error
         for name, mode, default in (
             ("compress_probability", "proportion", 0.5),
             ("smart_threshold", "smart", 4.0),

@@ -1,12 +1,101 @@
-"""Choices that follow from a seed and an image's name: which are taken, which are stored raw."""
+"""Which images are taken, of which source and classes, and which of them are stored raw."""
 
 import hashlib
 import heapq
 import os
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from ffcv_r50.errors import UserError
-from writers.sources import Source
+from ffcv_r50.errors import UserError, nearest
+from writers.config import Writing
+from writers.sources import SOURCES, Read, Source, recognised
+from writers.sources.files import read_text
+
+
+def source(cfg: Writing) -> tuple[Writing, Source]:
+    """The images that settings name, and the settings with the ``dataset`` that was recognised.
+
+    Raises:
+        UserError: they are not there, or incomplete, or ``cfg.classes`` names others.
+    """
+    try:
+        name = cfg.dataset or recognised(cfg.data_dir, cfg.split)
+        images = SOURCES[name]().build(cfg.data_dir, cfg.split)
+    except OSError as error:
+        where = error.filename or cfg.data_dir
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
+    if cfg.classes is not None:
+        images = of_classes(images, Path(cfg.classes).expanduser())
+    return cfg.model_copy(update={"dataset": name}), images
+
+
+@dataclass(frozen=True)
+class ChosenClasses:
+    """The images of some classes of a source, in its order; a :class:`~writers.sources.Source`."""
+
+    whole: Source
+    classes: Sequence[str]
+    names: Sequence[str]
+    labels: Sequence[int]
+    indices: Sequence[int]
+    """Of each image, its place in ``whole``."""
+
+    @property
+    def root(self) -> Path:
+        """The folder or file of the source."""
+        return self.whole.root
+
+    @property
+    def ignored(self) -> int:
+        """As many as of the source."""
+        return self.whole.ignored
+
+    def place(self, index: int) -> str:
+        """As the source says it."""
+        return self.whole.place(self.indices[index])
+
+    def reader(self, index: int) -> Read:
+        """The source's."""
+        return self.whole.reader(self.indices[index])
+
+
+def of_classes(whole: Source, file: Path) -> ChosenClasses:
+    """The images of the classes that a text file lists, one a line; the first gets label 0.
+
+    Raises:
+        UserError: the file cannot be read, lists none, or one twice, or one that is not in the source.
+    """
+    numbers = {name: number for number, name in enumerate(whole.classes)}
+    label_of: dict[int, int] = {}
+    try:
+        lines = read_text(file).splitlines()
+    except OSError as error:
+        raise UserError(f"cfg.classes: {file}: cannot be read ({error.strerror})") from error
+    for at, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        if (number := numbers.get(name)) is None:
+            near = nearest(name, whole.classes)
+            hint = f"did you mean {near}?" if near else f"its first is '{whole.classes[0]}'"
+            raise UserError(
+                f"cfg.classes: {file}, line {at}: {whole.root} has no class '{name}'; {hint}"
+            )
+        if number in label_of:
+            raise UserError(f"cfg.classes: {file}, line {at}: '{name}' is there twice; remove one")
+        label_of[number] = len(label_of)
+    if not label_of:
+        raise UserError(f"cfg.classes: {file} lists no classes; write one a line")
+    indices = array("q", (i for i, label in enumerate(whole.labels) if label in label_of))
+    return ChosenClasses(
+        whole=whole,
+        classes=[whole.classes[number] for number in label_of],
+        names=[whole.names[i] for i in indices],
+        labels=array("i", (label_of[whole.labels[i]] for i in indices)),
+        indices=indices,
+    )
 
 
 def draw(seed: int, purpose: str, name: str) -> float:

@@ -19,7 +19,7 @@ from ffcv_r50.files import atomic_write
 from writers import images, leftovers, pool, progress, selection
 from writers.beton_writer import PAGE_SIZE, BetonWriter
 from writers.config import Writing
-from writers.sources import SOURCES, Source
+from writers.sources import Source
 
 
 def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
@@ -36,7 +36,7 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     """
     start = time.monotonic()
     path = _target(cfg.write_path)
-    source = SOURCES[cfg.dataset]().build(cfg.data_dir, cfg.split)
+    cfg, source = selection.source(cfg)
     indices = _selected(cfg, source)
     for line in leftovers.sweep(path):
         print(line)
@@ -131,7 +131,7 @@ def _store(cfg: Writing, source: Source, indices: Sequence[int], writer: BetonWr
                 tally.add(label, result)
             elif cfg.on_error == "stop":
                 raise UserError(
-                    f"{source.root / source.names[i]}: {result.reason}; repair or remove it, or "
+                    f"{source.place(i)}: {result.reason}; repair or remove it, or "
                     "leave out such images with --cfg.on_error=skip"
                 )
             else:

@@ -31,6 +31,10 @@ class Zip:
     labels: list[int]
     ignored: int = 0
 
+    def place(self, index: int) -> str:
+        """Archive and member."""
+        return f"{self.root}/{self.names[index]}"
+
     def reader(self, index: int) -> Read:
         """By its place in the archive."""
         return functools.partial(read, self.root, self.names[index])

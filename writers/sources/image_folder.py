@@ -39,9 +39,13 @@ class ImageFolder:
     ignored: int
     """Files below ``root`` that are not images by their name, or lie outside of the classes."""
 
+    def place(self, index: int) -> str:
+        """The file."""
+        return os.path.join(self.root, self.names[index])
+
     def reader(self, index: int) -> Read:
         """See :func:`read_file`."""
-        return functools.partial(read_file, os.path.join(self.root, self.names[index]))
+        return functools.partial(read_file, self.place(index))
 
 
 def read_file(path: str) -> bytes:
