@@ -17,6 +17,7 @@ from PIL import Image
 
 from ffcv_r50.data import beton, samples
 from ffcv_r50.errors import UserError
+from tests.writers.serial import in_this_process
 from writers import partial, pool, writing
 from writers.config import Writing
 
@@ -24,14 +25,6 @@ IMAGES = 60
 PAGE = 4096
 """Bytes, which hold five images of 768, or more JPEGs."""
 PACKAGE = str(Path(writing.__file__).parent)
-
-
-def in_this_process(
-    function: Callable[..., Any], chunks: Iterable[tuple[Any, ...]], num_workers: int
-) -> Generator[Any, None, None]:
-    """Stands in for :func:`writers.pool.ordered_map`."""
-    for chunk in chunks:
-        yield function(*chunk)
 
 
 @pytest.fixture(autouse=True)
@@ -233,7 +226,7 @@ def test_a_torn_journal_costs_a_page(
     for end in (*range(0, len(journal), 97), len(journal) - 1):
         for flipped in (False, True):
             for p, content in left.items():
-                p.write_bytes(content)
+                p.write_bytes(content + bytes(100_000))  # written, but not journaled
             torn = bytearray(journal)
             if flipped:
                 torn[end] ^= 1
@@ -249,7 +242,7 @@ def test_nothing_is_journaled_before_it_is_durable(
 ) -> None:
     """What is lost with the power is what was not synced: the journal speaks of synced bytes only."""
     path = tmp_path / "x.beton"
-    durable: dict[str, bytes] = {}
+    durable = {".x.beton.partial": b"", ".x.beton.samples.gz.partial": b""}
     sync = os.fsync
 
     def noted(descriptor: int) -> None:

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 import ffcv_r50.files
 from ffcv_r50.data import beton
 from ffcv_r50.errors import UserError
+from tests.writers.serial import in_this_process
 from writers import pool, selection, writing
 from writers.config import Writing
 
@@ -41,14 +42,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
         coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path)
     return root
-
-
-def in_this_process(
-    function: Callable[..., Any], chunks: Iterable[tuple[Any, ...]], num_workers: int
-) -> Generator[Any, None, None]:
-    """Stands in for :func:`writers.pool.ordered_map`: starting processes takes a second."""
-    for chunk in chunks:
-        yield function(*chunk)
 
 
 @pytest.fixture
