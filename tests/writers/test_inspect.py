@@ -101,12 +101,15 @@ def test_the_summary_is_that_of_a_loop(
 
 
 def test_many_classes_are_counted_together() -> None:
-    counts = np.arange(1000)
-    names = [str(i) for i in counts]
-    base = summary.Summary("x", 0, 0, names, counts, 1, 0, 0, 0, (0, 0), (0, 0), 0, 1, 0)
-    rows = summary.histogram(base)
-    assert len(rows) == 10
-    assert sum(count for _, count, _ in rows) == 1000
+    rng = np.random.default_rng(0)
+    for counts in (np.arange(1000), rng.integers(3, 17, 40), np.full(500, 7)):
+        rows = summary.histogram(counts, [""] * len(counts))
+        assert sum(n for _, n, _ in rows) == len(counts)
+        for name, n, _ in rows:
+            words = name.replace(",", "").split()
+            low, high = int(words[0]), int(words[-2])
+            assert n == sum(low <= count <= high for count in counts)
+    assert rows == [("7 samples", 500, " classes")]
 
 
 def test_a_jpeg_without_restart_markers_is_not_tiled(path: Path) -> None:

@@ -13,6 +13,8 @@ LOOKED_AT = 1000
 """JPEGs, evenly spaced, whose headers are read."""
 MOST_ROWS = 30
 """Of the histogram: more classes are counted together."""
+BINS = 10
+"""Of sizes of classes."""
 BAR = 40
 """Characters of the longest bar."""
 
@@ -105,19 +107,23 @@ def show(s: Summary) -> None:
     )
     for name, text in rows:
         print(f"  {name:8} {text}")
-    for name, value, unit in histogram(s):
-        print(f"  {name:>24} {value:>9,}{unit} {'█' * round(BAR * value / max(counts.max(), 1))}")
+    bars = histogram(counts, s.classes)
+    longest = max(value for _, value, _ in bars)
+    for name, value, unit in bars:
+        print(f"  {name:>24} {value:>9,}{unit} {'█' * round(BAR * value / max(longest, 1))}")
 
 
-def histogram(s: Summary) -> list[tuple[str, int, str]]:
-    """Samples of each class; of many classes, how many have how many samples."""
-    if len(s.class_counts) <= MOST_ROWS:
-        return [
-            (one_line(name)[:24], int(count), "")
-            for name, count in zip(s.classes, s.class_counts, strict=True)
-        ]
-    found, edges = np.histogram(s.class_counts, bins=10)
-    return [
-        (f"{edges[i]:,.0f} to {edges[i + 1]:,.0f} samples", int(n), " classes")
-        for i, n in enumerate(found)
-    ]
+def histogram(counts: npt.NDArray[np.int64], classes: list[str]) -> list[tuple[str, int, str]]:
+    """Rows of name, number and unit: the samples of each class; of many classes, how many have so
+    many samples.
+    """
+    if len(counts) <= MOST_ROWS:
+        return [(one_line(classes[i])[:24], int(count), "") for i, count in enumerate(counts)]
+    sizes, found = np.unique(counts, return_counts=True)
+    if len(sizes) <= BINS:
+        names = [f"{size:,} samples" for size in sizes]
+    else:
+        found, edges = np.histogram(counts, np.linspace(counts.min(), counts.max() + 1, BINS + 1))
+        lows = np.ceil(edges).astype(int)
+        names = [f"{lows[i]:,} to {lows[i + 1] - 1:,} samples" for i in range(BINS)]
+    return [(name, int(n), " classes") for name, n in zip(names, found, strict=True)]
