@@ -45,7 +45,7 @@ def digest(content: bytes) -> str:
 def pack(samples: Iterable[Sample]) -> bytes:
     """The gzip member that holds these lines; the same for the same lines."""
     lines = [json.dumps(s, ensure_ascii=False, separators=(",", ":")) + "\n" for s in samples]
-    return gzip.compress("".join(lines).encode(), mtime=0)
+    return gzip.compress("".join(lines).encode(), 6, mtime=0)
 
 
 def read(beton: str | os.PathLike[str], num_samples: int) -> Iterator[Sample] | None:
