@@ -95,16 +95,12 @@ def copy_dataset(source: Path, target: Path) -> None:
         shutil.copyfile(place(source), place(target))
 
 
-def measured(step: Callable[[], None]) -> tuple[float, float, float]:
-    """Seconds, and peak memory in MB of this process and of its largest child."""
+def measured(step: Callable[[], None]) -> tuple[float, float]:
+    """Seconds, and peak memory of this process in MB."""
     start = time.monotonic()
     step()
     seconds = time.monotonic() - start
-    own, children = (
-        resource.getrusage(who).ru_maxrss / 1024
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return seconds, own, children
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -127,13 +123,13 @@ def main() -> None:
     try:
         for name, step in steps.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-                seconds, own, children = executor.submit(measured, step).result()
-            lines.append(f"{name:20} {seconds:8.1f} s {own:8,.0f} MB {children:8,.0f} MB")
+                seconds, peak = executor.submit(measured, step).result()
+            lines.append(f"{name:20} {seconds:8.1f} s {peak:8,.0f} MB")
             print(lines[-1], flush=True)
     finally:
         for path in Path(names[0]).glob("*.beton*"):
             path.unlink()
-    print(f"\n{'':20} {'':10} {'peak':>11} {'a worker':>11}", *lines, sep="\n")
+    print("", *lines, sep="\n")
 
 
 if __name__ == "__main__":

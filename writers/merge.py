@@ -278,7 +278,7 @@ def _blocks(part: Part, rows: npt.NDArray[Any]) -> Iterator[tuple[int, bytes]]:
     """
     with open(part.path, "rb", buffering=1 << 20) as file:
         for row in rows:
-            sample, position, size = (int(value) for value in row)
+            sample, position, size = row.item()
             if position not in part.pages or size > min(part.pages.stop - position, part.page_size):
                 raise UserError(
                     f"{part.path}: damaged, a block of sample {sample} is outside of its pages"

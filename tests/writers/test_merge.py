@@ -20,7 +20,8 @@ from tests.writers.serial import in_this_process
 from writers import merge, partial, pool, writing
 from writers.config import Writing
 
-IMAGES = 90
+IMAGES = 84
+"""So many that the metadata of the 81 that can be read would leave a page less before the first sample."""
 PAGE = 1 << 12
 
 
@@ -30,11 +31,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree")
     rng = np.random.default_rng(0)
     for i in range(IMAGES):
-        path = root / "abc"[i // 30] / f"{i:02}.png"
+        path = root / "abc"[i // 28] / f"{i:02}.png"
         path.parent.mkdir(exist_ok=True)
         shape = (int(rng.integers(4, 30)), int(rng.integers(4, 30)), 3)
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    for damaged in ("a/00.png", "b/37.png", "c/89.png"):
+    for damaged in ("a/00.png", "b/37.png", "c/83.png"):
         (root / damaged).write_bytes(b"")
     return root
 
@@ -72,12 +73,12 @@ def test_sixteen_parts_are_one_write(
     parts = [write(f"{i}.beton", shuffle=shuffle, shard=f"{i}/16") for i in range(1, 17)]
     counts = [beton.Beton(part).num_samples for part in parts]
     assert sum(counts) == IMAGES - 3
-    assert set(counts) <= {4, 5, 6}
+    assert set(counts) <= {3, 4, 5, 6}
     random.Random(0).shuffle(parts)
     capsys.readouterr()
     merge.main([str(tmp_path / "x.beton"), *map(str, parts)])
     assert files(tmp_path / "x.beton") == whole
-    assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'x.beton'}: 87 samples of 16")
+    assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'x.beton'}: 81 samples of 16")
     assert not list(tmp_path.glob(".*"))
 
 
@@ -86,11 +87,11 @@ def test_the_order_mixes_classes(write: Write) -> None:
     path = write("x.beton", shuffle=True)
     shuffled = beton.Beton(path)
     assert (np.diff(sorted_.labels) < 0).sum() == 0
-    # Of 86 neighbours in a random order two thirds have different classes.
-    assert (np.diff(shuffled.labels) != 0).sum() == pytest.approx(57, abs=13)
-    names = [line.name for line in samples.read(path, 87) or ()]
+    # Of 80 neighbours in a random order two thirds have different classes.
+    assert (np.diff(shuffled.labels) != 0).sum() == pytest.approx(53, abs=13)
+    names = [line.name for line in samples.read(path, 81) or ()]
     assert names != sorted(names)
-    assert sorted(names) == [line.name for line in samples.read(sorted_.path, 87) or ()]
+    assert sorted(names) == [line.name for line in samples.read(sorted_.path, 81) or ()]
     assert [int("abc".index(name[0])) for name in names] == shuffled.labels.tolist()
     first = path.read_bytes()
     assert write("x.beton", shuffle=True).read_bytes() == first
@@ -250,9 +251,9 @@ def test_damage_is_not_copied(place: str, write: Write, tmp_path: Path) -> None:
         content[beton.HEADER.itemsize + 2 * beton.FIELD.itemsize + 16] ^= 1
         message = "2.beton: its header, metadata or table are not what was written"
     else:
-        lines = [*(samples.read(two, 87) or ())]
+        lines = [*(samples.read(two, 81) or ())]
         samples.path_beside(two).write_bytes(samples.pack(lines + lines[:1]))
-        message = "2.beton.samples.gz: describes 88 samples"
+        message = "2.beton.samples.gz: describes 82 samples"
     two.write_bytes(content)
     with pytest.raises(UserError, match=message):
         merge.main([str(tmp_path / "x.beton"), str(one), str(two)])
@@ -268,7 +269,7 @@ def test_a_file_without_names_leaves_the_merged_one_without(
     merge.main([str(tmp_path / "x.beton"), str(one), str(two)])
     assert "note: " in capsys.readouterr().out
     assert not samples.path_beside(tmp_path / "x.beton").exists()
-    assert beton.Beton(tmp_path / "x.beton").num_samples == 174
+    assert beton.Beton(tmp_path / "x.beton").num_samples == 162
 
 
 def test_a_full_disk_is_one_line(
@@ -294,5 +295,5 @@ def test_a_part_that_is_none_is_refused(shard: str, write: Write) -> None:
 
 
 def test_more_parts_than_images_are_refused(write: Write) -> None:
-    with pytest.raises(UserError, match=r"cfg.shard: 90 images cannot be shared among 91 parts"):
-        write("x.beton", shard="1/91")
+    with pytest.raises(UserError, match=r"cfg.shard: 84 images cannot be shared among 85 parts"):
+        write("x.beton", shard="1/85")
