@@ -65,6 +65,9 @@ class Partial:
         self._find(key)
         if not self.finished:
             mode = "r+b" if self.images else "w+b"
+            if not self.images:
+                for partial in self._partials:
+                    partial.unlink(missing_ok=True)
             self.data = cast(BinaryIO, open(self._partials[0], mode))  # noqa: SIM115
             self.names = cast(BinaryIO, open(self._partials[1], mode))  # noqa: SIM115
             if not self.images:
@@ -168,12 +171,13 @@ class Partial:
 
     def _find(self, key: str) -> None:
         """See what an earlier start has left, and say whether it is of use."""
-        first = last = b"{}"
-        images = 0
-        for i, line in enumerate(self._lines()):
-            first, last = (line if i == 0 else first), line
-            # Most lines are long, and nothing else of them is asked for here.
-            images = json.loads(line)["images"] if i and b'"images"' in line else images
+        first = page = last = b"{}"
+        for i, last in enumerate(self._lines()):
+            if i == 0:
+                first = last
+            elif b'"rows"' in last:
+                page = last
+        images = int(json.loads(page).get("images", 0))
         finished = "finished" in json.loads(last)
         if not images and not finished:
             return

@@ -71,6 +71,15 @@ def metadata_dtype(type_ids: list[int]) -> np.dtype[np.void]:
     return np.dtype([(f"f{i}", _FIELD_METADATA[t]) for i, t in enumerate(type_ids)], align=True)
 
 
+_SIDECAR_KINDS = {
+    "settings": dict,
+    "versions": dict,
+    "source": str,
+    "skipped": list,
+    "content": str,
+}
+
+
 def sidecar_path(beton: str | os.PathLike[str]) -> Path:
     """Where the sidecar of a ``.beton`` file lies: ``train.beton`` -> ``train.beton.json``."""
     return Path(f"{os.fspath(beton)}.json")
@@ -114,6 +123,9 @@ class Sidecar:
             names = sidecar.classes
             if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
                 raise ValueError("its classes are no list of names")
+            for name, kind in _SIDECAR_KINDS.items():
+                if not isinstance(getattr(sidecar, name), kind):
+                    raise ValueError(f"its {name} has another type")
             return sidecar
         except FileNotFoundError:
             return None

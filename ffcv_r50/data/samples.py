@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def digest(content: bytes) -> str:
 def pack(samples: Iterable[Sample]) -> bytes:
     """The gzip member that holds these lines; the same for the same lines."""
     lines = [json.dumps(s, ensure_ascii=False, separators=(",", ":")) + "\n" for s in samples]
-    return gzip.compress("".join(lines).encode(), 6, mtime=0)
+    return gzip.compress("".join(lines).encode(errors="replace"), 6, mtime=0)
 
 
 def read(beton: str | os.PathLike[str], num_samples: int) -> Iterator[Sample] | None:
@@ -67,9 +68,10 @@ def _lines(path: Path, num_samples: int) -> Iterator[Sample]:
     try:
         with gzip.open(path) as file:
             while line := file.readline(LONGEST_LINE):
-                sample = Sample(*json.loads(line))
-                if not all(isinstance(text, str) for text in sample):
-                    raise ValueError("a line is not three texts")
+                name, *digests = json.loads(line)
+                sample = Sample(str(name), *digests)
+                if not all(re.fullmatch("[0-9a-f]{32}", digest) for digest in sample[1:]):
+                    raise ValueError("a line has no hashes")
                 count += 1
                 yield sample
     except (OSError, EOFError, zlib.error, ValueError, TypeError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """What is said of a dataset, against a loop over its images."""
 
+import gzip
 import io
 import os
 import shutil
@@ -225,7 +226,9 @@ def test_without_hashes_what_cannot_be_decoded_is_found(
     )
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "flipped", "other count", "long line"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "text", "flipped", "other count", "long line", "no hash", "no list"]
+)
 def test_a_damaged_samples_file_is_one_line(damage: str, path: Path) -> None:
     file = samples.path_beside(path)
     content = bytearray(file.read_bytes())
@@ -238,8 +241,12 @@ def test_a_damaged_samples_file_is_one_line(damage: str, path: Path) -> None:
         content[len(content) // 2] ^= 16
     elif damage == "other count":
         content[:] = samples.pack(lines[1:])
-    else:
+    elif damage == "long line":
         content[:] = samples.pack([lines[0]._replace(name="x" * 100_000)])
+    elif damage == "no hash":
+        content[:] = samples.pack([lines[0]._replace(stored="x")])
+    else:
+        content[:] = gzip.compress(b"5\n")
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.beton\.samples\.gz: (damaged at sample|describes 25)"):
         program.main([str(path), "--verify"])

@@ -1,5 +1,6 @@
 """Parts of one dataset, and datasets of others, joined."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -297,3 +298,34 @@ def test_a_part_that_is_none_is_refused(shard: str, write: Write) -> None:
 def test_more_parts_than_images_are_refused(write: Write) -> None:
     with pytest.raises(UserError, match=r"cfg.shard: 84 images cannot be shared among 85 parts"):
         write("x.beton", shard="1/85")
+
+
+@pytest.mark.parametrize("change", [{"settings": []}, {"skipped": 5}, {"versions": "x"}])
+def test_a_sidecar_that_somebody_made_up_is_refused(
+    change: dict[str, Any], write: Write, tmp_path: Path
+) -> None:
+    path = write("1.beton")
+    sidecar = beton.sidecar_path(path)
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_bytes()) | change))
+    with pytest.raises(UserError, match=r"1\.beton\.json: not a readable sidecar"):
+        merge.main([str(tmp_path / "x.beton"), str(path)])
+
+
+def test_what_a_killed_writer_left_is_not_joined(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sidecar was whole, and what is joined has none."""
+    one = write("1.beton")
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.Partial, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write("x.beton")
+    assert (tmp_path / ".x.beton.json.partial").exists()
+    for beside in (beton.sidecar_path(one), samples.path_beside(one)):
+        beside.unlink()
+    merge.main([str(tmp_path / "x.beton"), str(one)])
+    assert {path.name for path in tmp_path.iterdir()} == {"1.beton", "x.beton"}
