@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from ffcv_r50.errors import InvalidSetting
 from ffcv_r50.registry import Options, Range
-from writers import selection
+from writers import shards
 from writers.sources import SOURCES
 
 Count = Annotated[int, Range(at_least=1)]
@@ -64,7 +64,7 @@ class Writing(Options):
             SOURCES[self.dataset]
         except KeyError as error:
             raise InvalidSetting("cfg.dataset", error.args[0]) from error
-        if self.shard is not None and selection.shard_numbers(self.shard) is None:
+        if self.shard is not None and shards.shard_numbers(self.shard) is None:
             raise InvalidSetting("cfg.shard", f"'{self.shard}' is no part; write 1/16 to 16/16")
         for name, mode, default in (
             ("compress_probability", "proportion", 0.5),

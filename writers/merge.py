@@ -21,7 +21,7 @@ from ffcv_r50.config import command_line
 from ffcv_r50.data import beton, samples
 from ffcv_r50.errors import RunFault, UserError, exit_with
 from ffcv_r50.registry import Options
-from writers import partial, progress, selection
+from writers import partial, progress, shards
 from writers.beton_writer import BetonWriter
 from writers.writing import target
 
@@ -137,30 +137,30 @@ def in_order(parts: Sequence[Part]) -> list[Part]:
     Raises:
         UserError: a part is missing, there twice, or of another dataset.
     """
-    shards: dict[tuple[int, int], Part] = {}
+    found: dict[tuple[int, int], Part] = {}
     for part in parts:
         text = part.sidecar.settings.get("shard") if part.sidecar else None
-        numbers = selection.shard_numbers(text) if isinstance(text, str) else None
-        if numbers and numbers in shards:
+        numbers = shards.shard_numbers(text) if isinstance(text, str) else None
+        if numbers and numbers in found:
             raise UserError(
-                f"{part.path}: is part {text}, as is {shards[numbers].path}; leave one out"
+                f"{part.path}: is part {text}, as is {found[numbers].path}; leave one out"
             )
         if numbers:
-            shards[numbers] = part
-    if not shards:
+            found[numbers] = part
+    if not found:
         return list(parts)
-    count = next(iter(shards))[1]
-    if len(shards) < len(parts) or any(n != count for _, n in shards):
+    count = next(iter(found))[1]
+    if len(found) < len(parts) or any(n != count for _, n in found):
         raise UserError(
             "command line: parts of different datasets, or parts and other files; join the parts of "
             "each dataset first"
         )
-    if missing := [i for i in range(1, count + 1) if (i, count) not in shards]:
+    if missing := [i for i in range(1, count + 1) if (i, count) not in found]:
         raise UserError(
             f"command line: part {missing[0]}/{count} is missing, and {len(missing) - 1} others; name "
             "all parts"
         )
-    ordered = [shards[i, count] for i in range(1, count + 1)]
+    ordered = [found[i, count] for i in range(1, count + 1)]
     first = ordered[0]
     for part in ordered[1:]:
         for name, value in _settings(first).items():

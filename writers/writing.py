@@ -17,7 +17,7 @@ from PIL import features
 import ffcv_r50
 from ffcv_r50.data import beton, samples
 from ffcv_r50.errors import UserError
-from writers import hashing, images, partial, pool, progress, selection
+from writers import hashing, images, partial, pool, progress, selection, shards
 from writers.beton_writer import PAGE_SIZE, BetonWriter
 from writers.config import Writing
 from writers.sources import SOURCES, Source
@@ -202,8 +202,8 @@ def _selected(cfg: Writing, source: Source) -> Sequence[int]:
         print(f"taking {cfg.subset:,} of them, of {present:,} classes")
     if cfg.shuffle:
         indices = selection.shuffled(source, indices, cfg.seed)
-    if cfg.shard is not None and (shard := selection.shard_numbers(cfg.shard)):
-        indices = selection.part(indices, *shard)
+    if cfg.shard is not None and (shard := shards.shard_numbers(cfg.shard)):
+        indices = shards.part(indices, *shard)
         print(f"part {cfg.shard}: {len(indices):,} images")
     return indices
 
