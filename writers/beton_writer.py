@@ -1,16 +1,25 @@
 """Laying images out as a ``.beton`` file (the format: :mod:`ffcv_r50.data.beton`)."""
 
-from typing import BinaryIO
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from ffcv_r50.data import beton
 
 PAGE_SIZE = 1 << 23
 """Bytes; FFCV's default. A power of two, at least 2 MiB."""
 
-_FIELDS = ((beton.TYPE_IMAGE, b"image"), (beton.TYPE_INT, b"label"))
-"""As ffcv-imagenet writes them."""
+
+def _image_and_label() -> npt.NDArray[Any]:
+    """The fields as ffcv-imagenet writes them."""
+    fields = np.zeros(2, beton.FIELD)
+    described = ((beton.TYPE_IMAGE, b"image"), (beton.TYPE_INT, b"label"))
+    for field, (type_id, name) in zip(fields, described, strict=True):
+        field["type_id"] = type_id
+        field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+    return fields
 
 
 class BetonWriter:
@@ -20,47 +29,87 @@ class BetonWriter:
     does not fit into the rest of a page opens the next one.
 
     Args:
-        file: open for writing, empty.
+        file: open for writing.
         capacity: samples there will be at most; their metadata lies before the pages.
         page_size: bytes.
+        after_page: called whenever a page has been written, before the sample is added that did not
+            fit any more; at the end for the last page.
+        fields: [fields] of the samples, if not an image and a label.
+        num_blocks: pieces of data there will be at most, if not one a sample.
     """
 
     num_samples: int
     """Samples added."""
+    content: str
+    """The finished file's :attr:`ffcv_r50.data.beton.Identity.content`."""
 
-    def __init__(self, file: BinaryIO, capacity: int, page_size: int = PAGE_SIZE) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        capacity: int,
+        page_size: int = PAGE_SIZE,
+        after_page: Callable[[], None] = lambda: None,
+        fields: npt.NDArray[Any] | None = None,
+        num_blocks: int | None = None,
+    ) -> None:
         self._file = file
         self.page_size = page_size
-        self._metadata = np.zeros(
-            capacity, beton.metadata_dtype([type_id for type_id, _ in _FIELDS])
-        )
-        self._table = np.zeros(capacity, beton.ALLOCATION)
-        self._fields = np.zeros(len(_FIELDS), beton.FIELD)
-        for field, (type_id, name) in zip(self._fields, _FIELDS, strict=True):
-            field["type_id"] = type_id
-            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-        metadata_end = beton.HEADER.itemsize + self._fields.nbytes + self._metadata.nbytes
+        self._after_page = after_page
+        self._fields = _image_and_label() if fields is None else fields
+        self.metadata = np.zeros(capacity, beton.metadata_dtype([*self._fields["type_id"]]))
+        """[capacity] a record for each sample."""
+        self._table = np.zeros(capacity if num_blocks is None else num_blocks, beton.ALLOCATION)
+        self._num_blocks = 0
+        metadata_end = beton.HEADER.itemsize + self._fields.nbytes + self.metadata.nbytes
         self._page_start = -(-metadata_end // page_size) * page_size
         self._page = bytearray()
         self.num_samples = 0
 
     def add(self, mode: int, height: int, width: int, data: bytes, label: int) -> None:
         """Append one image, at most a page large."""
+        position = self.add_block(self.num_samples, data)
+        self.metadata[self.num_samples] = ((mode, width, height, position), label)
+        self.num_samples += 1
+
+    def add_block(self, sample: int, data: bytes) -> int:
+        """Append data of a sample whose metadata the caller fills in; at most a page of it.
+
+        Returns:
+            Its position in the file.
+        """
         if len(data) > self.page_size:
             raise ValueError(f"{len(data)} bytes do not fit into a page of {self.page_size}")
         if len(self._page) + len(data) > self.page_size:
             self._flush()
         position = self._page_start + len(self._page)
         self._page += data
-        self._metadata[self.num_samples] = ((mode, width, height, position), label)
-        self._table[self.num_samples] = (self.num_samples, position, len(data))
-        self.num_samples += 1
+        self._note(sample, position, len(data))
+        return position
+
+    def restore(self, rows: Iterable[tuple[int, int, int, int, int]]) -> None:
+        """Go past a page that is in the file already.
+
+        Args:
+            rows: mode, height, width, bytes and label of each of its samples.
+        """
+        position = self._page_start
+        for mode, height, width, size, label in rows:
+            self.metadata[self.num_samples] = ((mode, width, height, position), label)
+            self._note(self.num_samples, position, size)
+            self.num_samples += 1
+            position += size
+        self._page_start += self.page_size
+
+    def _note(self, sample: int, position: int, size: int) -> None:
+        self._table[self._num_blocks] = (sample, position, size)
+        self._num_blocks += 1
 
     def _flush(self) -> None:
         self._file.seek(self._page_start)
         self._file.write(self._page.ljust(self.page_size, b"\0"))
         self._page_start += self.page_size
         self._page.clear()
+        self._after_page()
 
     def finish(self) -> int:
         """Write what is left: the last page, the table, the metadata and the header.
@@ -77,11 +126,15 @@ class BetonWriter:
         header["num_samples"] = self.num_samples
         header["alloc_table_ptr"] = self._page_start
         self._file.seek(self._page_start)
-        self._file.write(self._table[: self.num_samples].tobytes())
+        table = self._table[: self._num_blocks]
+        self._file.write(table.view(np.uint8).data)
         size = self._file.tell()
+        self._file.truncate()
         self._file.seek(beton.HEADER.itemsize)
         self._file.write(self._fields.tobytes())
-        self._file.write(self._metadata.tobytes())
+        self._file.write(self.metadata.view(np.uint8).data)
         self._file.seek(0)
         self._file.write(header.tobytes())
+        records = (header, self._fields, self.metadata[: self.num_samples], table)
+        self.content = beton.content_digest(part.view(np.uint8).data for part in records)
         return size

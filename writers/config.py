@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from ffcv_r50.errors import InvalidSetting
 from ffcv_r50.registry import Options, Range
+from writers import shards
 from writers.sources import SOURCES
 
 Count = Annotated[int, Range(at_least=1)]
@@ -45,13 +46,18 @@ class Writing(Options):
     """Number of images to take; -1 takes all. They are drawn over all classes by `seed`, and a
     smaller subset is part of a larger one. (ffcv-imagenet takes the first ones, which are all of
     one class.)"""
+    shuffle: bool = False
+    """Store the images in a random order, which follows from `seed` and their names, instead of class
+    by class. Training with `data.order=quasi_random` then sees all classes in each step."""
+    shard: str | None = None
+    """Write a part alone: `3/16` is the third of sixteen, which `python -m writers.merge` joins."""
     on_error: Literal["stop", "skip"] = "stop"
     """An image that cannot be read or stored ends the writing (`stop`), or is left out and listed in
     `<write_path>.json` (`skip`)."""
     exif_rotate: bool = False
     """Turn images upright as their EXIF orientation says. torchvision does not."""
     seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
-    """Decides which images are stored raw and which are in a subset."""
+    """Decides which images are stored raw, which are in a subset, and the order of `shuffle`."""
     num_workers: Annotated[int, Range(at_least=0)] = 0
     """Processes that read and encode; 0 takes one a core. Has no effect on the file."""
     chunk_size: Count = 16
@@ -64,6 +70,8 @@ class Writing(Options):
                 SOURCES[self.dataset]
             except KeyError as error:
                 raise InvalidSetting("cfg.dataset", error.args[0]) from error
+        if self.shard is not None and shards.shard_numbers(self.shard) is None:
+            raise InvalidSetting("cfg.shard", f"'{self.shard}' is no part; write 1/16 to 16/16")
         for name, mode, default in (
             ("compress_probability", "proportion", 0.5),
             ("smart_threshold", "smart", 4.0),

@@ -15,24 +15,25 @@ Report = Callable[[int, int], None]
 
 
 @contextlib.contextmanager
-def shown(total: int) -> Iterator[Report]:
-    """Show the progress towards ``total`` images while the context lasts."""
+def shown(total: int, first: int = 0) -> Iterator[Report]:
+    """Show the progress towards ``total`` images, ``first`` of them done, while the context lasts."""
     console = Console()
-    with (
-        _bar(console, total) if console.is_terminal else contextlib.nullcontext(_lines(total)) as r
-    ):
-        yield r
+    if console.is_terminal:
+        with _bar(console, total, first) as report:
+            yield report
+    else:
+        yield _lines(total, first)
 
 
 @contextlib.contextmanager
-def _bar(console: Console, total: int) -> Iterator[Report]:
+def _bar(console: Console, total: int, first: int) -> Iterator[Report]:
     start = time.monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=total, completed=first)
 
         def report(images: int, size: int) -> None:
-            speed = images / (time.monotonic() - start)
+            speed = (images - first) / (time.monotonic() - start)
             progress.update(
                 task,
                 completed=images,
@@ -42,15 +43,15 @@ def _bar(console: Console, total: int) -> Iterator[Report]:
         yield report
 
 
-def _lines(total: int) -> Report:
+def _lines(total: int, first: int) -> Report:
     start = last = time.monotonic()
 
     def report(images: int, size: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= LINE_SECONDS and images:
+        if now - last >= LINE_SECONDS and images > first:
             last = now
-            speed = images / (now - start)
+            speed = (images - first) / (now - start)
             print(
                 f"{images:,} of {total:,} images, {speed:,.0f} images/s, {size / 1e6:,.0f} MB, "
                 f"{(total - images) / speed:,.0f} s left",

@@ -1,4 +1,5 @@
-"""Which images are taken, of which source and classes, and which of them are stored raw."""
+"""Which images are written, of which source and classes, and in which order; draws that follow from a seed
+and the images' names."""
 
 import hashlib
 import heapq
@@ -7,6 +8,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ffcv_r50.errors import UserError, nearest
 from writers.config import Writing
@@ -125,3 +128,9 @@ def subset(source: Source, count: int, seed: int) -> Sequence[int]:
             count, range(total), key=lambda i: (draw(seed, "subset", source.names[i]), i)
         )
     )
+
+
+def shuffled(source: Source, indices: Sequence[int], seed: int) -> Sequence[int]:
+    """``indices`` in the order of their draws."""
+    draws = [draw(seed, "shuffle", source.names[i]) for i in indices]
+    return [indices[at] for at in np.argsort(draws, kind="stable")]

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import json
 import os
 import time
 from collections.abc import Generator, Sequence
@@ -13,10 +15,9 @@ import PIL
 from PIL import features
 
 import ffcv_r50
-from ffcv_r50.data import beton
+from ffcv_r50.data import beton, samples
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write
-from writers import images, leftovers, pool, progress, selection
+from writers import hashing, images, partial, pool, progress, selection, shards
 from writers.beton_writer import PAGE_SIZE, BetonWriter
 from writers.config import Writing
 from writers.sources import Source
@@ -25,9 +26,8 @@ from writers.sources import Source
 def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
     """Write the file that ``cfg`` describes; the same settings and images give the same bytes.
 
-    Until the last moment ``cfg.write_path`` holds what it held before. The old sidecar goes first,
-    the new one comes last: a kill in between leaves a file without a sidecar, never with a wrong
-    one.
+    Until the last moment ``cfg.write_path`` holds what it held before. What ends early (killed, an image
+    that cannot be read, a full disk) is continued by the same command, see :mod:`writers.partial`.
 
     Raises:
         UserError: a setting, a path, or with ``on_error=stop`` an image is bad.
@@ -35,27 +35,23 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
         OSError: the disk is full, or the file cannot be written for another reason.
     """
     start = time.monotonic()
-    path = _target(cfg.write_path)
+    path = target(cfg.write_path)
     cfg, source = selection.source(cfg)
     indices = _selected(cfg, source)
-    for line in leftovers.sweep(path):
-        print(line)
-    sidecar_path = beton.sidecar_path(path)
-    with atomic_write(sidecar_path) as sidecar_file, atomic_write(path) as file:
-        writer = BetonWriter(file, len(indices), page_size)
-        tally = _store(cfg, source, indices, writer)
-        size = writer.finish()
-        sidecar_file.write(_sidecar(cfg, source, tally).to_json())
-        # A full disk must show before the old sidecar goes.
-        for whole in (file, sidecar_file):
-            whole.flush()
-            os.fsync(whole.fileno())
-        sidecar_path.unlink(missing_ok=True)
+    with partial.opened(path, _key(cfg, source, indices, page_size)) as files:
+        work = _Work(cfg, source, indices, files, page_size)
+        before = work.done
+        if not files.finished:
+            work.store()
+            work.writer.finish()
+            files.finish(_sidecar(cfg, source, work).to_json())
+        files.publish()
+    tally = work.tally
     seconds = time.monotonic() - start
     print(
         f"wrote {path}: {tally.stored:,} images of {len(source.classes):,} classes "
-        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG), {size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
-        f"{len(indices) / seconds:,.0f} images/s"
+        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG), {path.stat().st_size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
+        f"{(len(indices) - before) / seconds:,.0f} images/s"
     )
 
 
@@ -76,30 +72,122 @@ class _Tally:
         """Images in the file."""
         return self.jpeg + self.raw
 
-    def add(self, label: int, image: images.Encoded) -> None:
+    def add(self, label: int, mode: int, size: int) -> None:
         """Count an image that is stored."""
         self.class_counts[label] += 1
-        self.jpeg += image.mode == beton.MODE_JPEG
-        self.raw += image.mode == beton.MODE_RAW
-        self.num_bytes += len(image.data)
+        self.jpeg += mode == beton.MODE_JPEG
+        self.raw += mode == beton.MODE_RAW
+        self.num_bytes += size
 
 
-def _target(write_path: str) -> Path:
-    """The path to write, if that can work."""
+class _Work:
+    """The images of a selection on their way into the file, page by page.
+
+    What earlier starts have done is taken from the journal as it begins.
+    """
+
+    def __init__(
+        self,
+        cfg: Writing,
+        source: Source,
+        indices: Sequence[int],
+        files: partial.Partial,
+        page_size: int,
+    ) -> None:
+        self.done = 0
+        """Images stored or skipped."""
+        self.tally = _Tally([0] * len(source.classes))
+        self.writer = BetonWriter(files.data, len(indices), page_size, self._end_page)
+        self._cfg = cfg
+        self._source = source
+        self._indices = indices
+        self._files = files
+        self._names: list[samples.Sample] = []
+        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._journaled = 0  # of the skipped
+        for page in files.pages():
+            self.writer.restore(page.rows)
+            for mode, _, _, size, label in page.rows:
+                self.tally.add(label, mode, size)
+            self.tally.skipped += page.skipped
+            self.done = page.images
+        self._journaled = len(self.tally.skipped)
+
+    def store(self) -> None:
+        """Encode what is left and add it to the file.
+
+        Raises:
+            UserError: an image cannot be stored and ``on_error=stop``, or none can.
+        """
+        source, total = self._source, len(self._indices)
+        rest = self._indices[self.done :]
+        results = _encoded(self._cfg, source, rest, self.writer.page_size)
+        with contextlib.closing(results), progress.shown(total, self.done) as report:
+            for i, result in zip(rest, results, strict=True):
+                if isinstance(result.image, images.Encoded):
+                    self._add(i, result, result.image)
+                elif self._cfg.on_error == "stop":
+                    raise UserError(
+                        f"{source.place(i)}: {result.image.reason}; repair or remove "
+                        "it, or leave out such images with --cfg.on_error=skip"
+                    )
+                else:
+                    self.tally.skipped.append(
+                        {"path": _text(source.names[i]), "reason": result.image.reason}
+                    )
+                self.done += 1
+                report(self.done, self.tally.num_bytes)
+        if not self.tally.stored:
+            first = self.tally.skipped[0]
+            raise UserError(
+                f"{source.root}: none of its {total:,} images can be stored, "
+                f"the first is {first['path']}: {first['reason']}"
+            )
+
+    def _add(self, i: int, hashed: hashing.Hashed, image: images.Encoded) -> None:
+        label, size = self._source.labels[i], len(image.data)
+        self.writer.add(image.mode, image.height, image.width, image.data, label)
+        self.tally.add(label, image.mode, size)
+        self._rows.append((image.mode, image.height, image.width, size, label))
+        self._names.append(
+            samples.Sample(_text(self._source.names[i]), hashed.source, hashed.stored)
+        )
+
+    def _end_page(self) -> None:
+        """A page is in the file: so are its samples' names, and the journal knows it."""
+        self._files.names.write(samples.pack(self._names))
+        skipped = self.tally.skipped[self._journaled :]
+        self._files.add(
+            partial.Page(self.done, self._rows, skipped, names_end=self._files.names.tell())
+        )
+        self._journaled += len(skipped)
+        self._names, self._rows = [], []
+
+
+def target(write_path: str, setting: str = "cfg.write_path") -> Path:
+    """The path to write, which the user gave as ``setting``.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     path = Path(write_path).expanduser()
     if not path.name or path.is_dir():
-        raise UserError(f"cfg.write_path: {path} is a folder; name the .beton file to write")
+        raise UserError(f"{setting}: {path} is a folder; name the .beton file to write")
     # The finished file takes its place, which is not what somebody with a link or a pipe wants.
     if path.is_symlink():
-        raise UserError(f"cfg.write_path: {path} is a link to {os.path.realpath(path)}; name that")
+        raise UserError(f"{setting}: {path} is a link to {os.path.realpath(path)}; name that")
     for there in (path, beton.sidecar_path(path)):
         if there.exists() and not there.is_file():
-            raise UserError(f"cfg.write_path: {there} is no regular file; name another")
+            raise UserError(f"{setting}: {there} is no regular file; name another")
     if not path.parent.is_dir():
-        raise UserError(f"cfg.write_path: there is no folder {path.parent}; make it first")
+        raise UserError(f"{setting}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"cfg.write_path: no permission to write in {path.parent}")
+        raise UserError(f"{setting}: no permission to write in {path.parent}")
     return path
+
+
+_WITHOUT_EFFECT = {"write_path", "on_error", "num_workers", "chunk_size"}
+"""Settings that may be others when a writer continues."""
 
 
 def _selected(cfg: Writing, source: Source) -> Sequence[int]:
@@ -107,48 +195,30 @@ def _selected(cfg: Writing, source: Source) -> Sequence[int]:
     total = len(source.names)
     ignored = f", {source.ignored:,} other files ignored" if source.ignored else ""
     print(f"{source.root}: {total:,} images of {len(source.classes):,} classes{ignored}")
-    if cfg.subset == -1:
-        return range(total)
-    indices = selection.subset(source, cfg.subset, cfg.seed)
-    present = len({source.labels[i] for i in indices})
-    print(f"taking {cfg.subset:,} of them, of {present:,} classes")
+    indices: Sequence[int] = range(total)
+    if cfg.subset != -1:
+        indices = selection.subset(source, cfg.subset, cfg.seed)
+        present = len({source.labels[i] for i in indices})
+        print(f"taking {cfg.subset:,} of them, of {present:,} classes")
+    if cfg.shuffle:
+        indices = selection.shuffled(source, indices, cfg.seed)
+    if cfg.shard is not None and (shard := shards.shard_numbers(cfg.shard)):
+        indices = shards.part(indices, *shard)
+        print(f"part {cfg.shard}: {len(indices):,} images")
     return indices
 
 
-def _store(cfg: Writing, source: Source, indices: Sequence[int], writer: BetonWriter) -> _Tally:
-    """Encode the images and add them to the file.
-
-    Raises:
-        UserError: an image cannot be stored and ``on_error=stop``, or none can.
-    """
-    tally = _Tally([0] * len(source.classes))
-    results = _encoded(cfg, source, indices, writer.page_size)
-    with contextlib.closing(results), progress.shown(len(indices)) as report:
-        for done, (i, result) in enumerate(zip(indices, results, strict=True), 1):
-            if isinstance(result, images.Encoded):
-                label = source.labels[i]
-                writer.add(result.mode, result.height, result.width, result.data, label)
-                tally.add(label, result)
-            elif cfg.on_error == "stop":
-                raise UserError(
-                    f"{source.place(i)}: {result.reason}; repair or remove it, or "
-                    "leave out such images with --cfg.on_error=skip"
-                )
-            else:
-                tally.skipped.append({"path": _text(source.names[i]), "reason": result.reason})
-            report(done, tally.num_bytes)
-    if not tally.stored:
-        first = tally.skipped[0]
-        raise UserError(
-            f"{source.root}: none of its {len(indices):,} images can be stored, "
-            f"the first is {first['path']}: {first['reason']}"
-        )
-    return tally
+def _key(cfg: Writing, source: Source, indices: Sequence[int], page_size: int) -> str:
+    """Hash of what decides on the bytes of the file, but for the bytes of the images."""
+    settings = cfg.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    head = json.dumps([settings, _versions(), page_size, [*map(_text, source.classes)]])
+    names = (b"%d %s\0" % (source.labels[i], os.fsencode(source.names[i])) for i in indices)
+    return beton.content_digest(itertools.chain([head.encode()], names))
 
 
 def _encoded(
     cfg: Writing, source: Source, indices: Sequence[int], page_size: int
-) -> Generator[images.Encoded | images.Failed, None, None]:
+) -> Generator[hashing.Hashed, None, None]:
     """What is stored of each image, in order."""
     encoding = images.Encoding(
         max_resolution=cfg.max_resolution,
@@ -164,7 +234,7 @@ def _encoded(
         for part in parts
     )
     workers = cfg.num_workers or len(os.sched_getaffinity(0))
-    with contextlib.closing(pool.ordered_map(images.encode_chunk, chunks, workers)) as results:
+    with contextlib.closing(pool.ordered_map(hashing.encode_chunk, chunks, workers)) as results:
         for chunk in results:
             yield from chunk
 
@@ -177,21 +247,26 @@ def _mode(cfg: Writing, name: str) -> str:
     return "jpg" if selection.draw(cfg.seed, "compress", name) < share else "raw"
 
 
-def _sidecar(cfg: Writing, source: Source, tally: _Tally) -> beton.Sidecar:
+def _sidecar(cfg: Writing, source: Source, work: _Work) -> beton.Sidecar:
     settings: dict[str, Any] = dict(cfg)
     return beton.Sidecar(
         classes=[_text(name) for name in source.classes],
-        num_samples=tally.stored,
-        class_counts=tally.class_counts,
+        num_samples=work.tally.stored,
+        class_counts=work.tally.class_counts,
         settings={k: _text(v) if isinstance(v, str) else v for k, v in settings.items()},
-        versions={
-            **ffcv_r50.versions(np),
-            "pillow": PIL.__version__,
-            "libjpeg-turbo": features.version("libjpeg_turbo") or "not used",
-        },
+        versions=_versions(),
         source=_text(str(source.root.absolute())),
-        skipped=tally.skipped,
+        skipped=work.tally.skipped,
+        content=work.writer.content,
     )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        **ffcv_r50.versions(np),
+        "pillow": PIL.__version__,
+        "libjpeg-turbo": features.version("libjpeg_turbo") or "not used",
+    }
 
 
 def _text(name: str) -> str:

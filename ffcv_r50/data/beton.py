@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,15 @@ def metadata_dtype(type_ids: list[int]) -> np.dtype[np.void]:
     return np.dtype([(f"f{i}", _FIELD_METADATA[t]) for i, t in enumerate(type_ids)], align=True)
 
 
+_SIDECAR_KINDS = {
+    "settings": dict,
+    "versions": dict,
+    "source": str,
+    "skipped": list,
+    "content": str,
+}
+
+
 def sidecar_path(beton: str | os.PathLike[str]) -> Path:
     """Where the sidecar of a ``.beton`` file lies: ``train.beton`` -> ``train.beton.json``."""
     return Path(f"{os.fspath(beton)}.json")
@@ -93,6 +103,8 @@ class Sidecar:
     """The folder the images came from."""
     skipped: list[dict[str, str]] = field(default_factory=list)
     """Images left out: ``{"path": ..., "reason": ...}`` each."""
+    content: str = ""
+    """The file's :attr:`Identity.content`; empty in sidecars of earlier versions."""
 
     def to_json(self) -> bytes:
         """The bytes of the sidecar file."""
@@ -111,6 +123,9 @@ class Sidecar:
             names = sidecar.classes
             if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
                 raise ValueError("its classes are no list of names")
+            for name, kind in _SIDECAR_KINDS.items():
+                if not isinstance(getattr(sidecar, name), kind):
+                    raise ValueError(f"its {name} has another type")
             return sidecar
         except FileNotFoundError:
             return None
@@ -119,6 +134,14 @@ class Sidecar:
                 f"{path}: not a readable sidecar ({error}); write the dataset again or "
                 "remove this file"
             ) from error
+
+
+def content_digest(parts: "Iterable[bytes | memoryview]") -> str:
+    """BLAKE2b of them, one after the other, as 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 class Identity(NamedTuple):
@@ -168,6 +191,10 @@ class Beton:
     sizes: npt.NDArray[np.int64]
     """[num_samples] number of the image's bytes."""
     labels: npt.NDArray[np.int64]
+    length: int
+    """Of the file, in bytes."""
+    pages: range
+    """The positions between the metadata and the allocation table, where the images lie."""
     descriptor: int
     """Of the open file, for ``pread``. Not mapped: a mapped file that becomes shorter (copied over, a
     failing network disk) ends the process by SIGBUS, without a word."""
@@ -211,15 +238,16 @@ class Beton:
     def identity(self) -> Identity:
         """The same for every copy of this file."""
         # 0.1 s for ImageNet's 61 MB, once a node: no reason for a weaker hash.
-        digest = hashlib.blake2b(digest_size=16)
-        for begin, end in ((0, self._pages.start), (self._pages.stop, self._length)):
+        return Identity(self.num_samples, self.num_classes, content_digest(self._around_pages()))
+
+    def _around_pages(self) -> Iterator[bytes]:
+        for begin, end in ((0, self.pages.start), (self.pages.stop, self.length)):
             while begin < end:
                 part = os.pread(self.descriptor, min(end - begin, 1 << 24), begin)
                 if not part:
                     raise UserError(f"{self.path}: became shorter while it was read; copy it again")
-                digest.update(part)
+                yield part
                 begin += len(part)
-        return Identity(self.num_samples, self.num_classes, digest.hexdigest())
 
     def read(self, sample: int) -> bytes:
         """The stored bytes of an image: a JPEG, or pixels [height, width, 3].
@@ -281,8 +309,8 @@ class Beton:
                 f"in {length:,} bytes; copy or write it again"
             )
         table = take(ALLOCATION, (length - end) // ALLOCATION.itemsize, end, "allocation table")
-        self._length, self._pages = length, range(begin + metadata.nbytes, end)
-        self.offsets, self.sizes = self._blocks(metadata[image]["data_ptr"], table, self._pages)
+        self.length, self.pages = length, range(begin + metadata.nbytes, end)
+        self.offsets, self.sizes = self._blocks(metadata[image]["data_ptr"], table, self.pages)
 
     def _header(self, header: np.void) -> np.void:
         """See that a writer of this format made it.

@@ -188,7 +188,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toolkit, with FAULTS before its trainer."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(REPOSITORY / "slurm", folder / "slurm")
-    (folder / "ffcv_r50").symlink_to(REPOSITORY / "ffcv_r50")
+    for package in ("ffcv_r50", "writers"):
+        (folder / package).symlink_to(REPOSITORY / package)
     (folder / ".venv").symlink_to(sys.prefix)
     faults = FAULTS.format(repository=str(REPOSITORY), step=FAULT_STEP)
     (folder / "train_imagenet.py").write_text(faults)

@@ -20,8 +20,8 @@ COMMANDS = [
     for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     for line in block.splitlines()
 ]
-# Programs that are not ours, in the forms that the page uses.
-FFCV_IMAGENET_NAMES = r"module load |source |conda activate |python3 -m venv |pip (install|download) |export |conda env create -f environment.yml "
+# Programs that are not ours, in the forms that the page uses; sbatch --wrap: see test_array.py.
+FFCV_IMAGENET_NAMES = r"module load |source |conda activate |python3 -m venv |pip (install|download) |export |conda env create -f environment.yml |(JOB=\$\()?sbatch --\S+ .*--wrap="
 
 
 def program(command: str) -> tuple[str, list[str]]:

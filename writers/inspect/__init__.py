@@ -1,0 +1,1 @@
+"""``python -m writers.inspect FILE``: what a ``.beton`` file holds, and whether it is whole."""
