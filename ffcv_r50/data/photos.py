@@ -52,7 +52,7 @@ def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
             image = Image.open(io.BytesIO(content))
             rgb = _eight_bits(image).convert("RGB")
             # After decoding: Pillow turns TIFFs by itself and then drops their orientation.
-            if exif_rotate and (turn := UPRIGHT.get(_orientation(image))) is not None:
+            if exif_rotate and (turn := UPRIGHT.get(orientation(image))) is not None:
                 rgb = rgb.transpose(turn)
     except MemoryError:
         raise
@@ -71,7 +71,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1, upright, where there is none or it cannot be read."""
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
