@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ffcv_r50.data import beton, photos
-from writers import area
+from writers import area, lossless, restarts
 from writers.sources import BadImage, Read
 
 MAX_SIDE = 65500
@@ -38,6 +38,8 @@ class Encoded(NamedTuple):
     width: int
     data: bytes
     """The JPEG, or uint8 [height, width, 3]."""
+    kept: bool = False
+    """Its pixels are those of its source, see :mod:`writers.lossless`."""
 
 
 class Failed(NamedTuple):
@@ -50,7 +52,7 @@ def encode_chunk(samples: Sequence[tuple[Read, str]], encoding: Encoding) -> lis
     """Encode images one after the other: what a worker process does.
 
     Args:
-        samples: what reads it, and ``raw``, ``jpg`` or ``smart``, of each.
+        samples: what reads it, and ``raw``, ``jpg``, ``smart`` or ``keep``, of each.
         encoding: how.
 
     Returns:
@@ -61,7 +63,14 @@ def encode_chunk(samples: Sequence[tuple[Read, str]], encoding: Encoding) -> lis
 
 def _encode(read: Read, mode: str, encoding: Encoding) -> Encoded | Failed:
     try:
-        return encode(photos.decode(_content(read), encoding.exif_rotate), mode, encoding)
+        content = _content(read)
+        if mode == "keep":
+            limit = encoding.max_resolution or MAX_SIDE
+            kept = lossless.rewrite(content, limit, encoding.exif_rotate)
+            if kept is not None and len(kept.data) <= encoding.max_bytes:
+                return Encoded(beton.MODE_JPEG, *kept, kept=True)
+            mode = "jpg"
+        return encode(photos.decode(content, encoding.exif_rotate), mode, encoding)
     except BadImage as error:
         return Failed(str(error))
 
@@ -120,17 +129,6 @@ def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
         "JPEG",
         quality=quality,
         subsampling="4:2:0",
-        restart_marker_blocks=restart_interval(pixels.shape[1]),
+        restart_marker_blocks=restarts.interval(pixels.shape[1], 16),
     )
     return buffer.getvalue()
-
-
-def restart_interval(width: int) -> int:
-    """MCUs (of 16 x 16 pixels) between restart markers, for images of this width.
-
-    A loader decodes only the intervals its crop touches, so short ones decode less and long ones
-    store less. Intervals have to divide the row for that: the divisor nearest to 4 by ratio.
-    """
-    row = -(-width // 16)
-    divisors = [n for n in range(1, row + 1) if row % n == 0]
-    return min(divisors, key=lambda n: (max(n / 4, 4 / n), -n))

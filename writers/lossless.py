@@ -22,9 +22,6 @@ from PIL import Image
 from ffcv_r50.data import jpeg, photos
 from writers import restarts
 
-TILE_WIDTH = 64
-"""Pixels between restart markers, about."""
-
 
 class Lossless(NamedTuple):
     """A JPEG with the pixels of another."""
@@ -34,12 +31,12 @@ class Lossless(NamedTuple):
     data: bytes
 
 
-def rewrite(content: bytes, max_resolution: int, exif_rotate: bool) -> Lossless | None:
+def rewrite(content: bytes, longest_side: int, exif_rotate: bool) -> Lossless | None:
     """A JPEG with the same pixels, for a loader to decode in parts.
 
     Args:
         content: of an image file.
-        max_resolution: pixels that no side may exceed; 0 for no limit.
+        longest_side: pixels that no side may exceed.
         exif_rotate: images are to be turned as their EXIF orientation says.
 
     Returns:
@@ -55,8 +52,7 @@ def rewrite(content: bytes, max_resolution: int, exif_rotate: bool) -> Lossless 
             turned = exif_rotate and photos.orientation(image) in photos.UPRIGHT
     except Exception:  # decoding it will say why
         return None
-    too_large = max_resolution and max(image.size) > max_resolution
-    if too_large or turned or image.mode not in ("RGB", "L"):
+    if turned or max(image.size) > longest_side or image.mode not in ("RGB", "L"):
         return None
     try:
         header = _read(content)
@@ -130,15 +126,16 @@ def _read(content: bytes) -> _Header:
                 segment = segment[size:]
         elif marker == 0xDD:
             (interval,) = struct.unpack(">H", segment)
-        elif marker == 0xE0 and segment.startswith(b"JFIF\0"):
+        elif marker == 0xE0 and segment.startswith(b"JFIF\0") and len(segment) >= 14:
             jfif = True
         elif marker == 0xEE and segment.startswith(b"Adobe"):
             adobe = segment[11]
-        elif 0xC0 <= marker <= 0xCF:
+        elif 0xC0 <= marker <= 0xCF and marker != 0xCC:  # that one is of arithmetic coding
             if frame:
                 raise _Unusual
             frame, frame_marker = segment, marker
         elif marker == 0xDA:
+            scan = end
             break
     bits, height, width, count = struct.unpack_from(">BHHB", frame)
     if bits != 8 or not height or not width or count not in (1, 3) or len(frame) != 6 + 3 * count:
@@ -153,7 +150,7 @@ def _read(content: bytes) -> _Header:
         _Component(frame[7 + 3 * i], frame[8 + 3 * i], segment[2 + 2 * i] >> 4, segment[2 + 2 * i] & 15)
         for i in range(count)
     ]  # fmt: skip
-    return _Header(height, width, True, components, quantization, huffman, interval, end)
+    return _Header(height, width, True, components, quantization, huffman, interval, scan)
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, bytes, int]]:
@@ -187,9 +184,8 @@ def _restarted(content: bytes, header: _Header) -> bytes:
         raise _Unusual
     mcu_width = 8 * max(h for h, _ in samplings)
     mcu_height = 8 * max(v for _, v in samplings)
-    row = -(-header.width // mcu_width)
-    mcus = row * -(-header.height // mcu_height)
-    interval = restart_interval(row, mcu_width)
+    mcus = -(-header.width // mcu_width) * -(-header.height // mcu_height)
+    interval = restarts.interval(header.width, mcu_width)
 
     try:
         quantization = {i: header.quantization[i] for i in {c.quantization for c in components}}
@@ -197,10 +193,12 @@ def _restarted(content: bytes, header: _Header) -> bytes:
         ac = {i: header.huffman[0x10 | i] for i in {c.ac for c in components}}
     except KeyError as error:
         raise _Unusual from error
-    if max(*dc, *ac) > 1 or any(len(t) != (129 if t[0] >> 4 else 65) for t in quantization.values()):
+    if max(*dc, *ac) > 1 or any(
+        len(t) != (129 if t[0] >> 4 else 65) for t in quantization.values()
+    ):
         raise _Unusual
     blocks = [
-        (i, c.dc, c.ac, min(i, 1))
+        (i, c.dc, 2 + c.ac, min(i, 1))
         for i, (c, (h, v)) in enumerate(zip(components, samplings, strict=True))
         for _ in range(h * v)
     ]
@@ -236,10 +234,7 @@ def _restarted(content: bytes, header: _Header) -> bytes:
                 _segment(0xC4, bytes([i]), restarts.STANDARD_DC[i])
                 for i in range(min(2, len(components)))
             ),
-            *(
-                _segment(0xC4, bytes([0x10 | i]), table)
-                for i, table in ac.items()
-            ),
+            *(_segment(0xC4, bytes([0x10 | i]), table) for i, table in ac.items()),
             _segment(0xDD, struct.pack(">H", interval)),
             _segment(
                 0xDA,
@@ -258,29 +253,15 @@ def _restarted(content: bytes, header: _Header) -> bytes:
 def _both(tables: dict[int, bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Tables 0 and 1; where an image has only one, that twice."""
     one = next(iter(tables.values()))
-    zero, one = (np.frombuffer(tables.get(i, one), np.uint8) for i in (0, 1))
-    return zero, one
+    return (
+        np.frombuffer(tables.get(0, one), np.uint8),
+        np.frombuffer(tables.get(1, one), np.uint8),
+    )
 
 
 def _segment(marker: int, *parts: bytes) -> bytes:
     content = b"".join(parts)
     return struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content
-
-
-def restart_interval(row: int, mcu_width: int) -> int:
-    """MCUs between restart markers.
-
-    A loader decodes only the intervals its crop touches, so short ones decode less and long ones
-    store less. Intervals have to divide the row for that: the divisor nearest to
-    :data:`TILE_WIDTH` pixels by ratio.
-
-    Args:
-        row: MCUs in a row.
-        mcu_width: pixels.
-    """
-    best = TILE_WIDTH / mcu_width
-    divisors = [n for n in range(1, row + 1) if row % n == 0]
-    return min(divisors, key=lambda n: (max(n / best, best / n), -n))
 
 
 # ------------------------------------------------------------------- libjpeg-turbo's transform

@@ -20,6 +20,9 @@ from ffcv_r50.data.jpeg import _memchr, _memcpy
 
 Bytes = npt.NDArray[np.uint8]
 
+TILE_WIDTH = 64
+"""Pixels between restart markers, where that divides the row."""
+
 MAX_DC = 11
 MAX_AC = 10
 """Most bits of a difference of means, and of another coefficient, with eight bits a pixel."""
@@ -28,7 +31,7 @@ PADDING = 512
 GROWTH = 3
 """Bytes by which a block's bits can grow: its DC code, with its bits, from one bit to 22."""
 
-_SHORT = 10
+_SHORT = 11
 """Bits of a code that are looked up at once: as long as most codes, in little memory."""
 _END_OF_BLOCK = 128  # coefficients that it advances by, more than there are
 
@@ -39,72 +42,88 @@ STANDARD_DC = (
 """Tables K.3 and K.4, as a DHT segment has them: codes of each length 1 to 16, then their symbols."""
 
 
-class _Table(NamedTuple):
-    """What codes are looked up in. An entry has the bits of a code and of what follows it in its low
-    byte, above them the size of a DC's difference or the coefficients an AC's symbol stands for; 0 is
-    no code."""
+def interval(width: int, mcu_width: int) -> int:
+    """MCUs between restart markers, for images of this width.
+
+    A loader decodes only the intervals its crop touches, so short ones decode less and long ones
+    store less. Intervals have to divide the row for that: the divisor nearest to :data:`TILE_WIDTH`
+    by ratio.
+
+    Args:
+        width: pixels.
+        mcu_width: pixels; 16 for 4:2:0, 8 for 4:4:4 and gray.
+    """
+    row, best = -(-width // mcu_width), TILE_WIDTH / mcu_width
+    divisors = [n for n in range(1, row + 1) if row % n == 0]
+    return min(divisors, key=lambda n: (max(n / best, best / n), -n))
+
+
+class _Tables(NamedTuple):
+    """What codes are looked up in, of DC 0 and 1, AC 0 and 1.
+
+    An entry has the bits of a code and of what follows it in its low byte, and above them the size of
+    a DC's difference, or the coefficients that an AC's symbol stands for. 0 is no code.
+    """
 
     short: npt.NDArray[np.uint16]
-    """[1 << _SHORT] by the next bits; 0 also for a longer code."""
+    """[4, 1 << _SHORT] by the next bits; 0 also for a longer code."""
     entries: npt.NDArray[np.uint16]
-    """[256] in the order of the codes."""
+    """[4, 256] in the order of the codes."""
     limits: npt.NDArray[np.int64]
-    """[17] the next 16 bits are below it where the code is at most so long."""
+    """[4, 17] the next 16 bits are below it where the code is at most so long."""
     first: npt.NDArray[np.int64]
-    """[17] the codes that are shorter."""
+    """[4, 17] the codes that are shorter."""
 
 
 @njit
-def _table(spec: Any, dc: bool) -> tuple[bool, _Table]:
-    """A Huffman table for looking up codes.
+def _fill(tables: Any, i: int, spec: Any) -> bool:
+    """Prepare looking up codes of a Huffman table.
 
     Args:
+        tables: :class:`_Tables`; its row ``i``, all zeros, is filled.
+        i: 0 or 1 for DC, 2 or 3 for AC.
         spec: uint8, as a DHT segment has it: codes of each length 1 to 16, then their symbols.
-        dc: of differences of means.
 
     Returns:
-        Whether it is a Huffman table, and the table.
+        Whether it is a Huffman table.
     """
-    table = _Table(
-        np.zeros(1 << _SHORT, np.uint16),
-        np.zeros(256, np.uint16),
-        np.zeros(17, np.int64),
-        np.zeros(17, np.int64),
-    )
     if spec.size < 16:
-        return False, table
+        return False
     count = limit = 0
     for length in range(1, 17):
-        table.first[length] = count
+        tables.first[i, length] = count
         for _ in range(spec[length - 1]):
             begin = limit
             limit += 1 << (16 - length)
             if count == 256 or 16 + count >= spec.size or limit > 1 << 16:
-                return False, table
-            symbol = spec[16 + count]
-            size = symbol if dc else symbol & 15
-            advance = symbol if dc else _END_OF_BLOCK if symbol == 0 else (symbol >> 4) + 1
-            if size <= MAX_DC if dc else 0 < size <= MAX_AC or symbol == 0 or symbol == 0xF0:
-                table.entries[count] = length + size | advance << 8
+                return False
+            symbol: Any = np.int64(spec[16 + count])
+            if i < 2:
+                size = advance = symbol
+                good = size <= MAX_DC
+            else:
+                size = symbol & 15
+                advance = _END_OF_BLOCK if symbol == 0 else (symbol >> 4) + 1
+                good = symbol == 0 or symbol == 0xF0 or 0 < size <= MAX_AC
+            entry = length + size | advance << 8 if good else 0
+            tables.entries[i, count] = entry
             if length <= _SHORT:
-                shift = 16 - _SHORT
-                table.short[begin >> shift : limit >> shift] = table.entries[count]
+                for bits in range(begin >> 16 - _SHORT, limit >> 16 - _SHORT):
+                    tables.short[i, bits] = entry
             count += 1
-        table.limits[length] = limit
-    return 16 + count == spec.size, table
+        tables.limits[i, length] = limit
+    return 16 + count == spec.size
 
 
 @njit
-def _find(table: Any, word: Any) -> Any:
-    """The entry of the code that the upper bits of ``word`` begin with."""
-    entry = table.short[word >> np.uint64(64 - _SHORT)]
-    if entry == 0:
-        bits = np.int64(word >> np.uint64(48))
-        for length in range(_SHORT + 1, 17):
-            if table.limits[length - 1] <= bits < table.limits[length]:
-                index = (bits - table.limits[length - 1]) >> (16 - length)
-                entry = table.entries[table.first[length] + index]
-    return np.uint64(entry)
+def _find_long(tables: Any, i: Any, word: Any) -> Any:
+    """The entry of the code, longer than ``_SHORT``, that ``word`` begins with in table ``i``."""
+    bits = np.int64(word >> np.uint64(48))
+    for length in range(_SHORT + 1, 17):
+        below, limit = tables.limits[i, length - 1], tables.limits[i, length]
+        if below <= bits < limit:
+            return tables.entries[i, tables.first[i, length] + (bits - below >> 16 - length)]
+    return np.uint16(0)
 
 
 def _codes(spec: bytes) -> list[tuple[int, int]]:
@@ -248,7 +267,7 @@ def _recode(
     Args:
         bits, ends: of :func:`_unstuff`.
         blocks: see :func:`insert`.
-        tables: of DC 0 and 1, AC 0 and 1.
+        tables: :class:`_Tables`.
         mcus: their number.
         old, new: MCUs in a restart interval.
         out, out_ends: as ``bits`` and ``ends``; filled.
@@ -256,7 +275,7 @@ def _recode(
     Returns:
         Whether the scan was not damaged.
     """
-    dc_0, dc_1, ac_0, ac_1 = tables
+    short = tables.short
     before = np.zeros(3, np.int64)  # the last mean of each component
     written = np.zeros(3, np.int64)
     at = to = rest = np.uint64(0)
@@ -282,9 +301,11 @@ def _recode(
         for b in range(blocks.shape[0]):
             component = blocks[b, 0]
             word = _peek(bits, at)
-            entry = _find(dc_1 if blocks[b, 1] else dc_0, word)
+            entry = np.uint64(short[blocks[b, 1], word >> np.uint64(64 - _SHORT)])
             if entry == 0:
-                return False
+                entry = np.uint64(_find_long(tables, blocks[b, 1], word))
+                if entry == 0:
+                    return False
             length, size = entry & np.uint64(255), entry >> np.uint64(8)
             at += length
             if size > 0:
@@ -302,20 +323,21 @@ def _recode(
             code, length = _CODES[blocks[b, 3], size]
             to, rest = _put(out, to, rest, code << size | np.uint64(difference), length + size)
 
-            ac = ac_1 if blocks[b, 2] else ac_0
-            start, k = at, np.uint64(1)
+            ac = short[blocks[b, 2]]
+            start, k, left = at, np.uint64(1), np.int64(0)  # bits of the word
             while k < 64:
-                word = _peek(bits, at)
-                for _ in range(2):  # its 57 bits hold that many
-                    entry = _find(ac, word)
+                if left < 16 + MAX_AC:
+                    word, left = _peek(bits, at), np.int64(57)
+                entry = np.uint64(ac[word >> np.uint64(64 - _SHORT)])
+                if entry == 0:
+                    entry = np.uint64(_find_long(tables, blocks[b, 2], word))
                     if entry == 0:
                         return False
-                    length = entry & np.uint64(255)
-                    at += length
-                    word <<= length
-                    k += entry >> np.uint64(8)
-                    if k >= 64:
-                        break
+                length = entry & np.uint64(255)
+                word <<= length
+                left -= np.int64(length)
+                at += length
+                k += entry >> np.uint64(8)
             if 64 < k < _END_OF_BLOCK or at > end:
                 return False
             to, rest = _copy(bits, start, at, out, to, rest)
@@ -341,8 +363,8 @@ def insert(
     Args:
         data: [size], a JPEG.
         begin: of its only scan.
-        blocks: [blocks of an MCU, 4], of each its component (0 to 2), its tables of DC and AC, and the
-            standard table that its DC is written with (these 0 or 1).
+        blocks: [blocks of an MCU, 4], of each its component (0 to 2), its tables among ``specs`` of
+            DC (0 or 1) and AC (2 or 3), and the standard table (0 or 1) that its DC is written with.
         specs: the tables of DC 0 and 1, AC 0 and 1, as a DHT segment has them: codes of each length 1
             to 16, then their symbols.
         mcus: their number, at least 1.
@@ -354,12 +376,15 @@ def insert(
         the scan.
     """
     nothing = np.empty(0, np.uint8)
-    good_dc_0, dc_0 = _table(specs[0], True)
-    good_dc_1, dc_1 = _table(specs[1], True)
-    good_ac_0, ac_0 = _table(specs[2], False)
-    good_ac_1, ac_1 = _table(specs[3], False)
-    if not (good_dc_0 and good_dc_1 and good_ac_0 and good_ac_1):
-        return nothing
+    tables = _Tables(
+        np.zeros((4, 1 << _SHORT), np.uint16),
+        np.zeros((4, 256), np.uint16),
+        np.zeros((4, 17), np.int64),
+        np.zeros((4, 17), np.int64),
+    )
+    for i in range(4):
+        if not _fill(tables, i, specs[i]):
+            return nothing
     old = old if old > 0 else mcus
     bits = np.empty(data.size - begin + PADDING, np.uint8)
     ends = np.empty(-(-mcus // old), np.int64)
@@ -369,7 +394,6 @@ def insert(
     new_ends = np.empty(-(-mcus // new), np.int64)
     room = ends[-1] + GROWTH * mcus * blocks.shape[0] + new_ends.size + 8
     recoded = np.empty(room, np.uint8)
-    tables = (dc_0, dc_1, ac_0, ac_1)
     if not _recode(bits, ends, blocks, tables, mcus, old, new, recoded, new_ends):
         return nothing
     out = np.empty(2 * (new_ends[-1] + new_ends.size), np.uint8)

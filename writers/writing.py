@@ -52,9 +52,10 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
             os.fsync(whole.fileno())
         sidecar_path.unlink(missing_ok=True)
     seconds = time.monotonic() - start
+    kept = f", {tally.kept:,} of them kept" if cfg.write_mode == "keep" else ""
     print(
         f"wrote {path}: {tally.stored:,} images of {len(source.classes):,} classes "
-        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG), {size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
+        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG{kept}), {size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
         f"{len(indices) / seconds:,.0f} images/s"
     )
 
@@ -67,6 +68,8 @@ class _Tally:
     """Images stored of each class."""
     jpeg: int = 0
     raw: int = 0
+    kept: int = 0
+    """Of the JPEGs, those with their source's pixels."""
     num_bytes: int = 0
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     """Path and reason of each, as the sidecar has them."""
@@ -81,6 +84,7 @@ class _Tally:
         self.class_counts[label] += 1
         self.jpeg += image.mode == beton.MODE_JPEG
         self.raw += image.mode == beton.MODE_RAW
+        self.kept += image.kept
         self.num_bytes += len(image.data)
 
 
@@ -170,7 +174,7 @@ def _encoded(
 
 
 def _mode(cfg: Writing, name: str) -> str:
-    """``raw``, ``jpg`` or ``smart`` for one image."""
+    """``raw``, ``jpg``, ``smart`` or ``keep`` for one image."""
     if cfg.write_mode != "proportion":
         return cfg.write_mode
     share = cfg.compress_probability or 0.0
@@ -183,6 +187,7 @@ def _sidecar(cfg: Writing, source: Source, tally: _Tally) -> beton.Sidecar:
         classes=[_text(name) for name in source.classes],
         num_samples=tally.stored,
         class_counts=tally.class_counts,
+        kept=tally.kept,
         settings={k: _text(v) if isinstance(v, str) else v for k, v in settings.items()},
         versions={
             **ffcv_r50.versions(np),

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torchvision.datasets.folder import pil_loader
 
 from ffcv_r50.data import beton, photos
-from writers import area, images
+from writers import area, images, restarts
 from writers.sources import BadImage
 
 Pixels = npt.NDArray[np.uint8]
@@ -283,12 +283,10 @@ def test_jpegs_carry_nothing_but_pixels(tmp_path: Path) -> None:
 
 
 def test_restart_intervals() -> None:
-    chosen = {
-        width: images.restart_interval(width) for width in (1, 16, 17, 80, 375, 500, 490, 496)
-    }
+    chosen = {width: restarts.interval(width, 16) for width in (1, 16, 17, 80, 375, 500, 490, 496)}
     assert chosen == {1: 1, 16: 1, 17: 2, 80: 5, 375: 4, 500: 4, 490: 1, 496: 1}
     for width in range(1, 2000):
-        assert -(-width // 16) % images.restart_interval(width) == 0
+        assert -(-width // 16) % restarts.interval(width, 16) == 0
 
 
 def test_smart_stores_as_jpeg_what_gets_smaller_by_the_threshold() -> None:
