@@ -117,11 +117,15 @@ def _read(content: bytes) -> _Header:
         if marker == 0xDB:
             while segment:
                 size = 129 if segment[0] >> 4 else 65
+                if len(segment) < size or segment[0] & 15 > 3:
+                    raise _Unusual
                 quantization[segment[0] & 15] = segment[:size]
                 segment = segment[size:]
         elif marker == 0xC4:
             while segment:
                 size = 17 + sum(segment[1:17])
+                if len(segment) < size or segment[0] not in (0, 1, 2, 3, 16, 17, 18, 19):
+                    raise _Unusual
                 huffman[segment[0]] = segment[1:size]
                 segment = segment[size:]
         elif marker == 0xDD:
@@ -139,6 +143,8 @@ def _read(content: bytes) -> _Header:
             break
     bits, height, width, count = struct.unpack_from(">BHHB", frame)
     if bits != 8 or not height or not width or count not in (1, 3) or len(frame) != 6 + 3 * count:
+        raise _Unusual
+    if len(set(frame[6::3])) != count:
         raise _Unusual
     if count == 3 and not jfif and (adobe == 0 or (adobe is None and frame[6::3] == b"RGB")):
         raise _Unusual  # not YCbCr; the rule is libjpeg's
@@ -193,9 +199,7 @@ def _restarted(content: bytes, header: _Header) -> bytes:
         ac = {i: header.huffman[0x10 | i] for i in {c.ac for c in components}}
     except KeyError as error:
         raise _Unusual from error
-    if max(*dc, *ac) > 1 or any(
-        len(t) != (129 if t[0] >> 4 else 65) for t in quantization.values()
-    ):
+    if max(*dc, *ac) > 1:
         raise _Unusual
     blocks = [
         (i, c.dc, 2 + c.ac, min(i, 1))

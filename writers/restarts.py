@@ -99,6 +99,8 @@ def _fill(tables: Any, i: int, spec: Any) -> bool:
                 return False
             symbol: Any = np.int64(spec[16 + count])
             if i < 2:
+                if symbol > 15:  # libjpeg refuses the table, even where nothing has that code
+                    return False
                 size = advance = symbol
                 good = size <= MAX_DC
             else:
