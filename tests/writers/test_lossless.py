@@ -295,8 +295,8 @@ def test_the_others_are_stored_as_with_jpg(name: str) -> None:
 def test_what_is_too_large_is_encoded() -> None:
     content = encode(smooth(100, 120), quality=100)
     assert stored(content, max_resolution=120).kept  # type: ignore[union-attr]
-    limits: dict[str, Any]
-    for limits in ({"max_resolution": 119}, {"max_bytes": len(content) // 2}):
+    too_small: list[dict[str, Any]] = [{"max_resolution": 119}, {"max_bytes": len(content) // 2}]
+    for limits in too_small:
         result = stored(content, **limits)
         assert result == stored(content, "jpg", **limits)
         assert isinstance(result, images.Encoded)
