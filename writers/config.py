@@ -27,10 +27,11 @@ class Writing(Options):
     that begin with `#` are remarks."""
     write_path: str
     """The `.beton` file to write. Its class names, counts and settings go to `<write_path>.json`."""
-    write_mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
+    write_mode: Literal["raw", "jpg", "smart", "proportion", "keep"] = "jpg"
     """How images are stored: `raw` pixels (large, nothing to decode), `jpg`, `proportion`
-    (`compress_probability` of them as JPEG), or `smart` (each as JPEG only where that is
-    `smart_threshold` times smaller)."""
+    (`compress_probability` of them as JPEG), `smart` (each as JPEG only where that is
+    `smart_threshold` times smaller), or `keep`: JPEGs that need not be shrunk or turned keep their
+    pixels to the last bit and only get restart markers, all other images are stored as with `jpg`."""
     max_resolution: Annotated[int, Range(at_least=0, at_most=65500)] = 500
     """Longest side in pixels; larger images are shrunk by area averaging. 0 keeps all sizes."""
     compress_probability: Annotated[float, Range(at_least=0, at_most=1)] | None = None
@@ -41,7 +42,7 @@ class Writing(Options):
     many times the bytes; null stands for 4. (In stock FFCV it is a number of raw bytes, and unset
     means all raw.)"""
     jpeg_quality: Annotated[int, Range(at_least=1, at_most=100)] = 90
-    """Quality of the stored JPEGs, which are baseline, 4:2:0, with restart markers."""
+    """Quality of the JPEGs that are encoded, which are baseline, 4:2:0, with restart markers."""
     subset: Annotated[int, Range(at_least=-1)] = -1
     """Number of images to take; -1 takes all. They are drawn over all classes by `seed`, and a
     smaller subset is part of a larger one. (ffcv-imagenet takes the first ones, which are all of

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ffcv_r50.data import beton, photos
-from writers import area
+from writers import area, lossless, restarts
 from writers.sources import BadImage, Read
 
 MAX_SIDE = 65500
@@ -38,6 +37,8 @@ class Encoded(NamedTuple):
     width: int
     data: bytes
     """The JPEG, or uint8 [height, width, 3]."""
+    kept: bool = False
+    """Its pixels are those of its source, see :mod:`writers.lossless`."""
 
 
 class Failed(NamedTuple):
@@ -50,7 +51,7 @@ def encode_chunk(samples: Sequence[tuple[Read, str]], encoding: Encoding) -> lis
     """Encode images one after the other: what a worker process does.
 
     Args:
-        samples: what reads it, and ``raw``, ``jpg`` or ``smart``, of each.
+        samples: what reads it, and ``raw``, ``jpg``, ``smart`` or ``keep``, of each.
         encoding: how.
 
     Returns:
@@ -61,7 +62,14 @@ def encode_chunk(samples: Sequence[tuple[Read, str]], encoding: Encoding) -> lis
 
 def _encode(read: Read, mode: str, encoding: Encoding) -> Encoded | Failed:
     try:
-        return encode(photos.decode(_content(read), encoding.exif_rotate), mode, encoding)
+        content = _content(read)
+        if mode == "keep":
+            limit = encoding.max_resolution or MAX_SIDE
+            kept = lossless.rewrite(content, limit, encoding.exif_rotate)
+            if kept is not None and len(kept.data) <= encoding.max_bytes:
+                return Encoded(beton.MODE_JPEG, *kept, kept=True)
+            mode = "jpg"
+        return encode(photos.read(content, encoding.exif_rotate), mode, encoding)
     except BadImage as error:
         return Failed(str(error))
 
@@ -73,31 +81,31 @@ def _content(read: Read) -> bytes:
         raise BadImage(error.strerror or str(error)) from error
 
 
-def encode(pixels: npt.NDArray[np.uint8], mode: str, encoding: Encoding) -> Encoded:
+def encode(image: Image.Image, mode: str, encoding: Encoding) -> Encoded:
     """Shrink an image to the size limit and encode it.
 
     Args:
-        pixels: uint8 [height, width, 3].
+        image: in mode RGB, without metadata.
         mode: ``raw``, ``jpg``, or ``smart``: whichever suits ``encoding.smart_threshold``.
         encoding: the rest.
 
     Raises:
         BadImage: it does not fit into a page, or JPEG cannot hold it.
     """
-    height, width = area.limited_size(pixels.shape[0], pixels.shape[1], encoding.max_resolution)
-    if (height, width) != pixels.shape[:2]:
-        pixels = area.shrink(pixels, height, width)
+    height, width = area.limited_size(image.height, image.width, encoding.max_resolution)
+    if (width, height) != image.size:
+        image = Image.fromarray(area.shrink(np.asarray(image), height, width))
     if max(height, width) > MAX_SIDE:
         raise BadImage(
             f"its {width} x {height} pixels are too long, {MAX_SIDE} is the most; "
             f"pass --cfg.max_resolution={MAX_SIDE} or less"
         )
     if mode == "raw":
-        stored = Encoded(beton.MODE_RAW, height, width, pixels.tobytes())
+        stored = Encoded(beton.MODE_RAW, height, width, image.tobytes())
     else:
-        stored = Encoded(beton.MODE_JPEG, height, width, jpeg(pixels, encoding.jpeg_quality))
-        if mode == "smart" and pixels.nbytes < encoding.smart_threshold * len(stored.data):
-            stored = Encoded(beton.MODE_RAW, height, width, pixels.tobytes())
+        stored = Encoded(beton.MODE_JPEG, height, width, jpeg(image, encoding.jpeg_quality))
+        if mode == "smart" and 3 * height * width < encoding.smart_threshold * len(stored.data):
+            stored = Encoded(beton.MODE_RAW, height, width, image.tobytes())
     if len(stored.data) > encoding.max_bytes:
         side = int((encoding.max_bytes / 3) ** 0.5)  # what fits even as raw pixels
         raise BadImage(
@@ -107,30 +115,19 @@ def encode(pixels: npt.NDArray[np.uint8], mode: str, encoding: Encoding) -> Enco
     return stored
 
 
-def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
+def jpeg(image: Image.Image, quality: int) -> bytes:
     """A baseline JPEG, 4:2:0, with restart markers; nothing of the source but its pixels.
 
     Args:
-        pixels: uint8 [height, width, 3], no side above :data:`MAX_SIDE`.
+        image: in mode RGB, without metadata, no side above :data:`MAX_SIDE`.
         quality: 1 to 100, as libjpeg counts it.
     """
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(
+    image.save(
         buffer,
         "JPEG",
         quality=quality,
         subsampling="4:2:0",
-        restart_marker_blocks=restart_interval(pixels.shape[1]),
+        restart_marker_blocks=restarts.interval(image.width, 16),
     )
     return buffer.getvalue()
-
-
-def restart_interval(width: int) -> int:
-    """MCUs (of 16 x 16 pixels) between restart markers, for images of this width.
-
-    A loader decodes only the intervals its crop touches, so short ones decode less and long ones
-    store less. Intervals have to divide the row for that: the divisor nearest to 4 by ratio.
-    """
-    row = -(-width // 16)
-    divisors = [n for n in range(1, row + 1) if row % n == 0]
-    return min(divisors, key=lambda n: (max(n / 4, 4 / n), -n))

@@ -354,6 +354,7 @@ def _sidecar(path: Path, parts: Sequence[Part], content: str) -> beton.Sidecar |
         classes=classes,
         num_samples=sum(part.num_samples for part in parts),
         class_counts=counts.tolist(),
+        kept=sum(sidecar.kept for sidecar in sidecars),
         settings={
             name: changed.get(name, value)
             for name, value in sidecars[0].settings.items()

@@ -35,6 +35,8 @@ class Page(NamedTuple):
     """Images of the selection that are done with it, stored or left out."""
     rows: list[tuple[int, int, int, int, int]]
     """Mode, height, width, bytes and label of each of its samples."""
+    kept: int
+    """Of these, images whose pixels are those of their source."""
     skipped: list[dict[str, str]]
     """Path and reason of the images that were left out since the page before."""
     names_end: int

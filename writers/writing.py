@@ -48,9 +48,10 @@ def write(cfg: Writing, page_size: int = PAGE_SIZE) -> None:
         files.publish()
     tally = work.tally
     seconds = time.monotonic() - start
+    kept = f", {tally.kept:,} of them kept" if cfg.write_mode == "keep" else ""
     print(
         f"wrote {path}: {tally.stored:,} images of {len(source.classes):,} classes "
-        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG), {path.stat().st_size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
+        f"({tally.raw:,} raw, {tally.jpeg:,} JPEG{kept}), {path.stat().st_size / 1e6:,.1f} MB, {len(tally.skipped):,} skipped, {seconds:,.1f} s, "
         f"{(len(indices) - before) / seconds:,.0f} images/s"
     )
 
@@ -63,6 +64,8 @@ class _Tally:
     """Images stored of each class."""
     jpeg: int = 0
     raw: int = 0
+    kept: int = 0
+    """Of the JPEGs, those with their source's pixels."""
     num_bytes: int = 0
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     """Path and reason of each, as the sidecar has them."""
@@ -105,11 +108,13 @@ class _Work:
         self._names: list[samples.Sample] = []
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._journaled = 0  # of the skipped
+        self._kept = 0  # since the page before
         for page in files.pages():
             self.writer.restore(page.rows)
             for mode, _, _, size, label in page.rows:
                 self.tally.add(label, mode, size)
             self.tally.skipped += page.skipped
+            self.tally.kept += page.kept
             self.done = page.images
         self._journaled = len(self.tally.skipped)
 
@@ -148,6 +153,8 @@ class _Work:
         label, size = self._source.labels[i], len(image.data)
         self.writer.add(image.mode, image.height, image.width, image.data, label)
         self.tally.add(label, image.mode, size)
+        self.tally.kept += image.kept
+        self._kept += image.kept
         self._rows.append((image.mode, image.height, image.width, size, label))
         self._names.append(
             samples.Sample(_text(self._source.names[i]), hashed.source, hashed.stored)
@@ -158,10 +165,10 @@ class _Work:
         self._files.names.write(samples.pack(self._names))
         skipped = self.tally.skipped[self._journaled :]
         self._files.add(
-            partial.Page(self.done, self._rows, skipped, names_end=self._files.names.tell())
+            partial.Page(self.done, self._rows, self._kept, skipped, self._files.names.tell())
         )
         self._journaled += len(skipped)
-        self._names, self._rows = [], []
+        self._names, self._rows, self._kept = [], [], 0
 
 
 def target(write_path: str, setting: str = "cfg.write_path") -> Path:
@@ -240,7 +247,7 @@ def _encoded(
 
 
 def _mode(cfg: Writing, name: str) -> str:
-    """``raw``, ``jpg`` or ``smart`` for one image."""
+    """``raw``, ``jpg``, ``smart`` or ``keep`` for one image."""
     if cfg.write_mode != "proportion":
         return cfg.write_mode
     share = cfg.compress_probability or 0.0
@@ -253,6 +260,7 @@ def _sidecar(cfg: Writing, source: Source, work: _Work) -> beton.Sidecar:
         classes=[_text(name) for name in source.classes],
         num_samples=work.tally.stored,
         class_counts=work.tally.class_counts,
+        kept=work.tally.kept,
         settings={k: _text(v) if isinstance(v, str) else v for k, v in settings.items()},
         versions=_versions(),
         source=_text(str(source.root.absolute())),

@@ -95,6 +95,8 @@ class Sidecar:
     """Samples in the ``.beton`` file; a sidecar that disagrees belongs to another file."""
     class_counts: list[int]
     """Samples of each class, in label order."""
+    kept: int = 0
+    """Of the JPEGs, those with exactly the pixels of their source (`write_mode=keep`)."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The writer's settings."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -30,6 +30,15 @@ class BadImage(Exception):
 
 
 def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
+    """The pixels of :func:`read`: uint8 [height, width, 3].
+
+    Raises:
+        BadImage: as there.
+    """
+    return np.array(read(content, exif_rotate))
+
+
+def read(content: bytes, exif_rotate: bool = False) -> Image.Image:
     """The pixels that torchvision's ImageFolder gives: ``Image.open(path).convert("RGB")``.
 
     With one exception: 16-bit grayscale keeps its upper eight bits, as Pillow itself treats 16-bit
@@ -40,7 +49,7 @@ def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
         exif_rotate: turn the image upright as its EXIF orientation says.
 
     Returns:
-        uint8 [height, width, 3].
+        An image in mode RGB, without metadata.
 
     Raises:
         BadImage: not an image, damaged, truncated, or so large that Pillow refuses it.
@@ -50,9 +59,12 @@ def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content))
-            rgb = _eight_bits(image).convert("RGB")
+            rgb = _eight_bits(image)
+            rgb.load()
+            if rgb.mode != "RGB":  # there, ``convert`` is a copy
+                rgb = rgb.convert("RGB")
             # After decoding: Pillow turns TIFFs by itself and then drops their orientation.
-            if exif_rotate and (turn := UPRIGHT.get(_orientation(image))) is not None:
+            if exif_rotate and (turn := UPRIGHT.get(orientation(image))) is not None:
                 rgb = rgb.transpose(turn)
     except MemoryError:
         raise
@@ -60,7 +72,8 @@ def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
         raise BadImage("not an image that Pillow can read" if content else "empty file") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
-    return np.array(rgb)
+    rgb.info = {}
+    return rgb
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -71,7 +84,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1, upright, where there is none or it cannot be read."""
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
