@@ -264,6 +264,19 @@ def test_no_more_than_the_window_is_asked_for(
     assert asked == sizes
 
 
+def test_the_window_moves_with_the_decoding(
+    small_dataset: Beton, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "WINDOW", 1)
+    with train(small_dataset).epoch(0, 32) as epoch:
+        decoding.go_after(1)
+        for _ in range(12):
+            next(epoch)
+        thread = epoch._work.task.read_ahead
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "all batches were begun, so it is done"
+
+
 def test_what_is_being_decoded_already_is_not_asked_for(
     small_dataset: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +291,7 @@ def test_what_is_being_decoded_already_is_not_asked_for(
 # --- whatever happens
 
 
+@pytest.mark.timeout(SECONDS)
 def test_an_epoch_closed_early_leaves_no_thread(
     small_dataset: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,8 +367,7 @@ def test_a_slow_disk_holds_the_same_bytes_and_counts_them(tmp_path: Path) -> Non
     source = tmp_path / "source"
     content = os.urandom(3 * PIECE + 1000)
     source.write_bytes(content)
-    if os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK):
-        pytest.skip("mounting takes root and /dev/fuse")
+    _needs_fuse()
     with mounted(source, tmp_path / "slow", Disk(rate=1e9, latency=0.001, seek=0.0)) as file:
         assert file.counts == Counts(0, 0)
         assert file.path.read_bytes() == content
@@ -363,3 +376,30 @@ def test_a_slow_disk_holds_the_same_bytes_and_counts_them(tmp_path: Path) -> Non
         assert file.path.read_bytes() == content
         assert file.counts.bytes == len(content), "from the page cache"
     assert (tmp_path / "slow").read_bytes() == b""
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_no_part_is_left_out_where_linux_reads_ahead_128_kib(tmp_path: Path) -> None:
+    """As on a FUSE mount and most disks: what a call asks for beyond that is dropped."""
+    _needs_fuse()
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(10 * PIECE))
+    with (
+        mounted(source, tmp_path / "slow", Disk(rate=1e9, latency=0.001, seek=0.0)) as file,
+        open(file.path, "rb") as opened,
+    ):
+        begin = PIECE // 2 + 100  # so each 128 KiB from here on lie on 33 pages
+        size = 8 * PIECE + mmap.PAGESIZE
+        wanted = Ranges(np.array([begin]), np.array([begin + 8 * PIECE]))
+        read_ahead.advise(opened.fileno(), wanted, GO_ON)
+        give_up = time.monotonic() + SECONDS
+        while file.counts.bytes < size and time.monotonic() < give_up:
+            time.sleep(0.01)  # the disk tells nobody
+        assert file.counts.bytes == size
+        os.pread(opened.fileno(), 8 * PIECE, begin)
+        assert file.counts.bytes == size, "all was there"
+
+
+def _needs_fuse() -> None:
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("mounting takes root and /dev/fuse")
