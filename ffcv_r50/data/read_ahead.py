@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
+from mmap import PAGESIZE
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,12 @@ from ffcv_r50.data.decode import Sampling, Stored, draw_window, span
 
 LOG = logging.getLogger(__name__)
 
-WINDOW = 1 << 28
+WINDOW = 1 << 25
 """Bytes that are asked for before the decoding of their batch begins, at most; or one batch, if that
 is more."""
 PIECE = 1 << 17
-"""Bytes asked for in one call, and between multiples of which. Linux leaves out what goes beyond its
-own read-ahead, which is 128 KiB unless set otherwise."""
+"""Bytes of the pages asked for in one call. Linux leaves out what goes beyond its own read-ahead, which
+is 128 KiB unless set otherwise."""
 
 _fadvise: Any = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
@@ -68,7 +69,7 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
         for i in range(begins.size + 0 * checksum):
             begin = begins[i]
             while begin < ends[i] and not stopped[0]:
-                end = min(ends[i], (begin // PIECE + 1) * PIECE)
+                end = min(ends[i], begin // PAGESIZE * PAGESIZE + PIECE)
                 _fadvise(file, begin, end - begin, _WILLNEED)
                 begin = end
 
