@@ -230,6 +230,18 @@ def draw_window(sampling: Sampling, view: int, size: tuple[int, int]) -> tuple[W
     )
 
 
+@njit
+def span(stored: Any, sample: int, window: Window) -> tuple[np.int64, np.int64]:
+    """The part of a sample's bytes that a window needs: its first byte, and how many.
+
+    Of raw pixels the rows; of a JPEG all.
+    """
+    if stored.modes[sample] == MODE_RAW:
+        pitch = 3 * np.int64(stored.widths[sample])
+        return window.top * pitch, window.height * pitch
+    return np.int64(0), np.int64(stored.sizes[sample])
+
+
 def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
     def decode_samples(handle, stored, sampling, views, start, scratch, out):  # type: ignore[no-untyped-def]
@@ -238,20 +250,18 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
             sample = views[i] & 0xFFFFFFFF
             size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
             window, flip = draw_window(sampling, views[i], size)
-            begin, length = stored.offsets[sample], stored.sizes[sample]
-            if stored.modes[sample] == MODE_RAW:
+            raw = stored.modes[sample] == MODE_RAW
+            if raw and stored.sizes[sample] != 3 * size[0] * size[1]:
+                return i, jpeg.WRONG_SIZE
+            first, count = span(stored, sample, window)
+            if not read(stored.file, stored.offsets[sample], first, count, scratch.stored):
+                return i, UNREAD
+            if raw:
                 top, left, height, width = window
-                pitch = 3 * size[1]
-                if length != size[0] * pitch:
-                    return i, jpeg.WRONG_SIZE
-                if not read(stored.file, begin, top * pitch, height * pitch, scratch.stored):
-                    return i, UNREAD
                 box = Box(float(top), float(left), float(height), float(width))
                 resize(Bitmap(scratch.stored, size[0], size[1], 3), box, flip, out[i], scratch)
                 continue
-            if not read(stored.file, begin, 0, length, scratch.stored):
-                return i, UNREAD
-            data = scratch.stored[:length]
+            data = scratch.stored[:count]
             scale = scaling(window.height, window.width, resolution) if sampling.scaled else 1
             status, part = decode_jpeg(handle, data, size, window, scale, scratch)
             if status != jpeg.GOOD:

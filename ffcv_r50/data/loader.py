@@ -23,6 +23,7 @@ from ffcv_r50.data.decode import UNREAD, Sampling, Scratch, Stored, decode_sampl
 from ffcv_r50.data.fingerprint import fingerprint
 from ffcv_r50.data.order import PageOrder, random_order, repeated
 from ffcv_r50.data.philox import transform_stream
+from ffcv_r50.data.read_ahead import ReadAhead
 from ffcv_r50.errors import RunFault, UserError
 
 LOG = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ class _Task(NamedTuple):
     """Where the batches are made, one after another."""
     piece: int
     """Samples that a thread takes at a time."""
+    read_ahead: ReadAhead
 
 
 class _Work:
@@ -173,6 +175,7 @@ class _Work:
             views, batch, batch.images.numpy(), 0, -(-len(views) // task.piece)
         )
         self.started += 1
+        task.read_ahead.begin(self.started)
         self.changed.notify_all()
 
     def run(self) -> None:
@@ -186,6 +189,7 @@ class _Work:
             finally:
                 decompressor.close()
         except BaseException as error:  # whatever it is, the consumer raises it
+            self.task.read_ahead.stop()
             with self.changed:
                 self.error = self.error or error
                 self.changed.notify_all()
@@ -230,6 +234,7 @@ class _Work:
 
     def stop(self) -> None:
         """Have the threads end after the piece they are at."""
+        self.task.read_ahead.stop()
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
@@ -252,7 +257,7 @@ class Epoch(Iterator[Batch]):
             threading.Thread(target=work.run, name=f"decode-{i}", daemon=True)
             for i in range(num_workers)
         ]
-        for thread in self._threads:
+        for thread in (work.task.read_ahead, *self._threads):
             thread.start()
 
     def __len__(self) -> int:
@@ -296,7 +301,7 @@ class Epoch(Iterator[Batch]):
     def close(self) -> None:
         """Stop the threads and wait for them, a few hundredths of a second. Safe to repeat."""
         self._work.stop()
-        for thread in self._threads:
+        for thread in (self._work.task.read_ahead, *self._threads):
             # One of them collects the garbage, perhaps; others never began, short of memory.
             if thread.ident and thread is not threading.current_thread():
                 thread.join()
@@ -371,6 +376,7 @@ class _Loader:
             gray=self._gray,
             slots=self._slots,
             piece=min(PIECE, max(1, share)),
+            read_ahead=ReadAhead(self._stored, sampling, batches),
         )
         self._open = Epoch(_Work(task), self._num_workers)
         return self._open
