@@ -112,7 +112,9 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc,unused-ignore]
         read, iterator = self.memory_read, Compiler.get_iterator()
         max_pixels = int((self.metadata["height"].astype(int) * self.metadata["width"]).max())
         longest = int(max(self.metadata["height"].max(), self.metadata["width"].max()))
-        seed, _, random, crop_scale, crop_ratio, flip, center_ratio, scaled = self._sampling
+        seed, _, _, crop_scale, crop_ratio, flip, center_ratio, _ = self._sampling
+        # numba would compile all anew for each of Python's constants; numpy's have one type.
+        random, scaled = np.bool_(self._sampling.random), np.bool_(self._sampling.scaled)
 
         @njit
         def decode_piece(piece, epoch, batch_indices, images, metadata, storage_state):  # type: ignore[no-untyped-def]

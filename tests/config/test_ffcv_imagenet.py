@@ -168,7 +168,10 @@ def test_their_command_line_is_understood(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": {"lr_peek_epoch": 2}}, r":2: lr.lr_peek_epoch is not a setting; did you mean lr.lr_peak_epoch"),
+        (
+            {"lr": {"lr_peek_epoch": 2}},
+            r":2: lr.lr_peek_epoch is not a setting; did you mean lr.lr_peak_epoch",
+        ),
         ({"training": {"epochs": "many"}}, ":2: training.epochs: expected an integer"),
         (
             {"resolution": {"min_res": 224, "max_res": 192}},
