@@ -52,6 +52,9 @@ def load(config: Config, file: Path, device: torch.device, setting: str = "") ->
     """
     setting = setting or f"--checkpoint={file}"
     weights = checkpoint.load_weights(file, setting)
+    if not config.model.blurpool and any(n.endswith(pretrained.BLUR_FILTER) for n in weights):
+        raise UserError(f"{setting}: was trained with blurpool; pass --model.blurpool=true")
+    weights = pretrained.plain_names(weights)
     if config.model.arch in models.AUXILIARY:  # torchvision's have layers for training only
         weights = {k: v for k, v in weights.items() if not k.lower().startswith("aux")}
     named = sizes.on_meta(num_classes=ANY, **config.model.network)

@@ -11,6 +11,22 @@ from ffcv_r50.errors import UserError
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network they wrap."""
 
+BLUR_FILTER = ".blur_filter"
+"""What ffcv-imagenet's blurpool adds to the name of a convolution, which it calls ``NAME.conv``."""
+
+
+def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by torchvision's names, without those of what a network was wrapped in."""
+    given = {_unwrapped(name): tensor for name, tensor in weights.items()}
+    blurred = [name.removesuffix(BLUR_FILTER) for name in given if name.endswith(BLUR_FILTER)]
+    for name in blurred:
+        del given[name + BLUR_FILTER]
+        inner = f"{name}.conv."
+        given = {
+            n.replace(inner, f"{name}.") if n.startswith(inner) else n: t for n, t in given.items()
+        }
+    return given
+
 
 def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
     """Copy weights into a network; its last layer stays new where the classes differ.
@@ -27,7 +43,7 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     Raises:
         UserError: other layers than the last one do not fit; names some.
     """
-    given = {_unwrapped(name): tensor for name, tensor in weights.items()}
+    given = plain_names(weights)
     ours = network.state_dict()
     # torchvision's GoogLeNet and Inception have layers for an auxiliary loss, which ours lack.
     given = {n: t for n, t in given.items() if n in ours or not n.lower().startswith("aux")}

@@ -1,11 +1,14 @@
 """Weights to start from, against ``load_state_dict``."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from ffcv_r50 import models
+from ffcv_r50 import models, saved
+from ffcv_r50.config import settings
 from ffcv_r50.errors import UserError
 from ffcv_r50.models.pretrained import start_from
 
@@ -68,3 +71,39 @@ def test_weights_of_another_network_are_refused_by_layer() -> None:
         start_from(ours, other, "x")
     for name, tensor in before.items():
         assert torch.equal(ours.state_dict()[name], tensor)
+
+
+class TheirBlurPool(nn.Module):
+    """As ffcv-imagenet's, by its names."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        kernel = torch.tensor([[[[1, 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16.0
+        self.conv = conv
+        self.register_buffer("blur_filter", kernel.repeat(conv.in_channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel: torch.Tensor = self.blur_filter  # type: ignore[assignment]
+        blurred = nn.functional.conv2d(x, kernel, padding=1, groups=self.conv.in_channels)
+        out: torch.Tensor = self.conv(blurred)
+        return out
+
+
+def test_checkpoints_of_ffcv_imagenet_evaluate(tmp_path: Path) -> None:
+    """Its final_weights.pt: in DistributedDataParallel, with a blur before strided convolutions."""
+    theirs = resnet(5, seed=1)
+    for parent in list(theirs.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+                setattr(parent, name, TheirBlurPool(child))
+    file = tmp_path / "final_weights.pt"
+    torch.save({f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}, file)
+    recipe = Path(__file__).parents[2] / "rcp" / "rn18_16ep.yaml"
+    config = settings.load([f"--config={recipe}"], needs_data=False)
+    ours = saved.load(config, file, torch.device("cpu"))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+    config = settings.load([f"--config={recipe}", "--model.blurpool=0"], needs_data=False)
+    with pytest.raises(UserError, match=r"trained with blurpool; pass --model\.blurpool=true"):
+        saved.load(config, file, torch.device("cpu"))

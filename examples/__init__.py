@@ -1,0 +1,1 @@
+"""Our loader in other people's training loops."""
