@@ -36,6 +36,7 @@ from ffcv_r50.training.averages import AverageOptions
 from ffcv_r50.training.averages.ema import Ema
 from ffcv_r50.training.averages.precise_bn import PreciseBatchNorm
 from ffcv_r50.training.averages.swa import Swa
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.losses import LossOptions
 from ffcv_r50.training.losses.bce import BinaryCrossEntropy
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
@@ -211,6 +212,7 @@ def train_step(
         averages={str(options): options.build(network(), 2) for options in averages},
         precision=Precision("fp32", DEVICE),
         draws=draw_by_position(net, 1, DEVICE),
+        forward=Forward(DEVICE),
         micro_batches=PARTS,
         ranks=1,
         outcomes=Outcomes(SIZE * PARTS, DEVICE, each=each),
@@ -322,6 +324,7 @@ def test_a_step_waits_for_one_collective(tmp_path: Path) -> None:
             averages={},
             precision=Precision("fp32", CPU),
             draws=draw_by_position(net, 1, CPU),
+            forward=Forward(CPU),
             micro_batches=PARTS,
             ranks=1,
             outcomes=Outcomes(SIZE * PARTS, CPU, each=True),
