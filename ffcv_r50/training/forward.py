@@ -56,7 +56,10 @@ class CompiledForward(Forward):
     """
 
     def __init__(
-        self, device: torch.device, say: Callable[[str], None], backend: str | Callable[..., Any] = "inductor"
+        self,
+        device: torch.device,
+        say: Callable[[str], None],
+        backend: str | Callable[..., Any] = "inductor",
     ) -> None:
         super().__init__(device)
         # Only here: it takes a second to import, which every start would pay.
