@@ -22,7 +22,7 @@ def test_rows_are_written_as_they_come_and_not_measured_again(
     soon = time.monotonic() + 1000
     benchmark = gpu.Benchmark(tmp_path, soon, CPU, TINY)
     assert benchmark.ceilings()
-    assert benchmark.steps()
+    assert benchmark.steps(TINY.cells)
     rows = gpu.read(tmp_path / "rows.jsonl")
     assert rows == benchmark.rows
     rates = {row["kind"]: row["images_per_s"] for row in rows if "px" in row}
@@ -35,7 +35,7 @@ def test_rows_are_written_as_they_come_and_not_measured_again(
     assert again.rows == rows
     late = gpu.Benchmark(tmp_path, time.monotonic() - 1, CPU, TINY)
     assert late.ceilings(), "nothing is missing"
-    assert late.steps(), "nothing is missing"
+    assert late.steps(TINY.cells), "nothing is missing"
     assert not late.profile()
     assert late.rows == rows
 
