@@ -1,6 +1,7 @@
 # make demo    from a bundled dataset to a trained classifier and its exact top-1
 # make test    the tests, coverage  make check   format, lint, types, rooms
 # make format  apply the formatter  make clean   remove what the targets above made
+# make test-gpu   the tests that need a GPU    make bench-gpu OUT=folder   what is measured on one
 #
 # Everything is set up once, into .venv; PYTHON=python3.12 make ... chooses the interpreter.
 SHELL := /bin/bash
@@ -27,6 +28,15 @@ demo: .venv/installed
 # Three workers on two cores, of which one mostly waits for SLURM; who takes what: tests/conftest.py.
 test: .venv/installed
 	$(BIN)/python -m pytest -n 3 --cov
+
+# On a machine where nothing can be installed, BIN=folder-of-its-python.
+.PHONY: test-gpu bench-gpu
+test-gpu:
+	$(BIN)/python -m pytest -m cuda
+
+OUT ?= runs/bench-gpu
+bench-gpu:
+	$(BIN)/python -m benchmarks.gpu --out $(OUT)
 
 check: .venv/installed
 	$(BIN)/ruff format --check

@@ -27,6 +27,7 @@ from ffcv_r50.recipe import Plan
 from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
 from ffcv_r50.training.averages import AVERAGES
+from ffcv_r50.training.forward import CompiledForward, Forward
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Transform
@@ -239,6 +240,13 @@ def lr_parts(config: Config, network: nn.Module) -> Parts:
     return Parts(network, training.lr_multipliers, training.layer_decay, depths, training.epochs)
 
 
+def forward(config: Config, world: distributed.World) -> Forward:
+    """What runs the network, compiled where the configuration asks for it."""
+    if config.training.compile:
+        return CompiledForward(world.device, Console(world.is_main).say)
+    return Forward(world.device)
+
+
 def train_step(
     config: Config,
     network: nn.Module,
@@ -274,13 +282,13 @@ def train_step(
         averages=averages,
         precision=precision,
         draws=draw_by_position(network, training.seed, world.device),
+        forward=forward(config, world),
         micro_batches=plan.micro_batches,
         ranks=world.size,
         outcomes=Outcomes(training.batch_size, world.device, each=config.logging.samples),
         clipping=config.clipping.build(network, models.classifier(network)),
         sam=config.sam,
         parts=parts,
-        compiled=training.compile,
     )
 
 

@@ -34,8 +34,8 @@ from ffcv_r50.errors import BAD_INPUT, FINISHED, UserError, exit_with, one_line
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.saved import Saved
 from ffcv_r50.training.evaluation import logits_of
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.precision import Precision
-from ffcv_r50.training.transforms.normalize import Normalize
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 """What is taken for an image in a folder, in any case."""
@@ -187,10 +187,8 @@ def _read(name: str, found: Saved) -> npt.NDArray[np.uint8] | Unread:
 @torch.inference_mode()
 def _probabilities(found: Saved, crops: Tensor, device: torch.device) -> Tensor:
     """float32 [n, classes] of uint8 [n, height, width, 3], in float32 on every device."""
-    images = Normalize(device).images(crops.to(device).permute(0, 3, 1, 2))
-    logits = logits_of(
-        found.network, images, Precision("fp32", device), found.config.validation.tta
-    )
+    images, tta = crops.to(device).permute(0, 3, 1, 2), found.config.validation.tta
+    logits = logits_of(found.network, images, Precision("fp32", device), tta, Forward(device))
     return logits.softmax(1).cpu()
 
 

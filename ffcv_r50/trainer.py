@@ -293,6 +293,7 @@ class Run:
                 device=self.world.device,
                 precision=self.precision,
                 tta=self.config.validation.tta,
+                forward=self.train_step.forward,
                 predictions=predictions,
                 on_batch=on_batch,
             )

@@ -20,6 +20,7 @@ from ffcv_r50.data.photos import center_crop
 from ffcv_r50.data.photos import decode as pixels_of
 from ffcv_r50.errors import BAD_INPUT, FINISHED, UserError
 from ffcv_r50.training.evaluation import logits_of
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.transforms.normalize import Normalize
 from tests.conftest import REPOSITORY, Dataset
@@ -68,7 +69,9 @@ def test_it_sees_what_the_evaluation_sees(dataset: Dataset, run: Path, tmp_path:
     found = saved.find(run, None, {}, CPU)
     images = Normalize(CPU).images(batch.images.permute(0, 3, 1, 2))
     with torch.inference_mode():
-        expected = logits_of(found.network, images, Precision("fp32", CPU), "flip").softmax(1)
+        expected = logits_of(
+            found.network, images, Precision("fp32", CPU), "flip", Forward(CPU)
+        ).softmax(1)
     said = list(predict.predictions(found, names, 8, CPU))
     assert [result.image for result in said] == names
     for result, row in zip(said, expected, strict=True):

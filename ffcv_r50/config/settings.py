@@ -139,7 +139,8 @@ class Training(Options):
     channels_last: bool = True
     """Keep images as NHWC in memory: faster convolutions on GPUs with tensor cores."""
     compile: bool = False
-    """Compile the network with torch.compile: slow start, faster steps."""
+    """Run the network through torch.compile, in training and evaluation: faster steps, after a start
+    that is slow once for each resolution. What torch cannot compile runs as written, and a line says so."""
     seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
     """Fixes the initial weights, the order of samples, their crops and flips."""
     deterministic: bool = False

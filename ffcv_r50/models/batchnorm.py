@@ -110,18 +110,7 @@ def share_statistics(model: nn.Module, group_size: int) -> nn.Module:
     if group_size == 1:
         return model
     group, _ = dist.new_subgroups(group_size, timeout=distributed.collective_timeout())
-    if all(parameter.is_cuda for parameter in model.parameters()):
-        return synchronised(model, group)
     return _replace(model, group)
-
-
-def synchronised(model: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
-    """The model with torch's batch-norm over several GPUs, or timm's where norms have activations."""
-    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-    if any(isinstance(module, _BatchNorm) and _is_followed(module) for module in model.modules()):
-        from timm.layers.norm_act import convert_sync_batchnorm as convert
-    converted: nn.Module = convert(model, group)
-    return converted
 
 
 def _is_followed(norm: nn.Module) -> bool:
@@ -138,7 +127,9 @@ def _replace(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
 
 class GroupBatchNorm(_BatchNorm):
-    """What torch's SyncBatchNorm computes (which refuses tensors on the CPU).
+    """What torch's SyncBatchNorm computes, with one collective each way, on CPUs too.
+
+    Python never waits for the device, and to torch.compile it is one operation in the graph.
 
     Args:
         norm: whose parameters, buffers and options it takes over.
@@ -154,6 +145,8 @@ class GroupBatchNorm(_BatchNorm):
         self.num_batches_tracked = norm.num_batches_tracked
         self.train(norm.training)
         self._group = group
+        self._ranks = dist.get_world_size(group)
+        _GROUPS[group.group_name] = group
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions goes, as long as the second is the channels."""
@@ -163,14 +156,17 @@ class GroupBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         out: Tensor
-        out, mean, var = _GroupNormalise.apply(input, self.weight, self.bias, self.eps, self._group)
+        out, mean, var, _ = _normalise(
+            input, self.weight, self.bias, self.eps, self._group.group_name
+        )
         if self.running_mean is not None:
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
             assert self.momentum is not None
-            count = input.numel() // self.num_features * dist.get_world_size(self._group)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            count = input.numel() // self.num_features * self._ranks
+            unbiased = var.detach() * (count / (count - 1))
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
             self.num_batches_tracked += 1
         return out
 
@@ -188,59 +184,130 @@ class FollowedGroupBatchNorm(GroupBatchNorm):
         return out
 
 
-class _GroupNormalise(torch.autograd.Function):
-    """Ioffe and Szegedy 2015 (arXiv:1502.03167), with the means taken over a group of processes."""
+_GROUPS: dict[str, dist.ProcessGroup] = {}
+"""By name: operations that a compiler knows take nothing but tensors and plain values."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        group: dist.ProcessGroup,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the normalised input, and float mean and biased variance [channels]."""
-        x = input.float()
-        var, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
-        everyone = [torch.empty(2, len(mean)) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(everyone, torch.stack([mean, var]), group)
-        means, variances = torch.stack(everyone, 1)
-        mean = means.mean(0)
-        # Chan et al. 1979: adding up squares instead would cancel where the mean is large.
-        var = (variances + (means - mean).square()).mean(0)
-        invstd = (var + eps).rsqrt()
-        scale = invstd if weight is None else invstd * weight
-        out = (x - _wide(mean, x)) * _wide(scale, x)
-        if bias is not None:
-            out += _wide(bias, x)
-        ctx.save_for_backward(input, mean, invstd, weight)
-        ctx.group, ctx.has_bias = group, bias is not None
-        ctx.mark_non_differentiable(mean, var)
-        return out.to(input.dtype), mean, var
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the forward pass; those of weight and bias are this process's part."""
-        input, mean, invstd, weight = ctx.saved_tensors
-        grad = gradients[0].float()
-        normalised = (input.float() - _wide(mean, input)) * _wide(invstd, input)
-        dims = _all_but_channels(grad)
-        grad_bias, grad_weight = grad.sum(dims), (grad * normalised).sum(dims)
-        sums = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(sums, group=ctx.group)
-        sums /= grad.numel() // grad.shape[1] * dist.get_world_size(ctx.group)
-        scale = invstd if weight is None else invstd * weight
-        grad_input = (grad - _wide(sums[0], grad) - normalised * _wide(sums[1], grad)) * _wide(
-            scale, grad
+@torch.library.custom_op(
+    "ffcv_r50::group_normalise",
+    mutates_args=(),
+    schema="(Tensor input, Tensor? weight, Tensor? bias, float eps, str group)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _normalise(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ioffe and Szegedy 2015 (arXiv:1502.03167), with the means taken over a group of processes.
+
+    Returns:
+        The normalised input, and float mean, biased variance and 1 / deviation [channels].
+    """
+    own = torch.stack(_moments(input, eps))
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(_GROUPS[group]))]
+    dist.all_gather(everyone, own, _GROUPS[group])
+    means, variances = torch.stack(everyone, 1)
+    mean = means.mean(0)
+    # Chan et al. 1979: adding up squares instead would cancel where the mean is large.
+    var = (variances + (means - mean).square()).mean(0)
+    invstd = (var + eps).rsqrt()
+    if input.is_cuda:
+        out = torch.batch_norm_elemt(_dense(input), weight, bias, mean, invstd, eps)
+        return out, mean, var, invstd
+    x = input.float()
+    scale = invstd if weight is None else invstd * weight
+    out = (x - _wide(mean, x)) * _wide(scale, x)
+    if bias is not None:
+        out += _wide(bias, x)
+    return out.to(input.dtype), mean, var, invstd
+
+
+@_normalise.register_fake
+def _(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean = input.new_empty(input.shape[1], dtype=torch.float32)
+    return torch.empty_like(input), mean, torch.empty_like(mean), torch.empty_like(mean)
+
+
+@torch.library.custom_op(
+    "ffcv_r50::group_normalise_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, str group)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _normalise_backward(
+    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, group: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; those of weight and bias are this process's part."""
+    ranks = dist.get_world_size(_GROUPS[group])
+    count = grad.numel() // grad.shape[1]
+    if grad.is_cuda:
+        grad, input = _dense(grad), _dense(input)
+        sum_grad, sum_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
+            grad, input, mean, invstd, weight, True, True, True
         )
-        return (
-            grad_input.to(input.dtype),
-            None if weight is None else grad_weight,
-            grad_bias if ctx.has_bias else None,
-            None,
-            None,
+        sums = torch.stack([sum_grad, sum_product])
+        dist.all_reduce(sums, group=_GROUPS[group])
+        counts = torch.full((ranks,), count, dtype=torch.int32, device=grad.device)
+        grad_input = torch.batch_norm_backward_elemt(
+            grad, input, mean, invstd, weight, sums[0], sums[1], counts
         )
+        return grad_input, grad_weight, grad_bias
+    grad = grad.float()
+    normalised = (input.float() - _wide(mean, input)) * _wide(invstd, input)
+    dims = _all_but_channels(grad)
+    grad_bias, grad_weight = grad.sum(dims), (grad * normalised).sum(dims)
+    sums = torch.stack([grad_bias, grad_weight])
+    dist.all_reduce(sums, group=_GROUPS[group])
+    sums /= count * ranks
+    scale = invstd if weight is None else invstd * weight
+    grad_input = (grad - _wide(sums[0], grad) - normalised * _wide(sums[1], grad)) * _wide(
+        scale, grad
+    )
+    return grad_input.to(input.dtype), grad_weight, grad_bias
+
+
+@_normalise_backward.register_fake
+def _(
+    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, group: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(input), torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, bias, _, ctx.group = inputs
+    _, mean, _, invstd = output
+    ctx.save_for_backward(input, weight, mean, invstd)
+    ctx.has_bias = bias is not None
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, mean, invstd = ctx.saved_tensors
+    grad_input, grad_weight, grad_bias = _normalise_backward(
+        grad, input, weight, mean, invstd, ctx.group
+    )
+    if weight is None:
+        grad_weight = None
+    return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None
+
+
+_normalise.register_autograd(_gradients, setup_context=_keep)
+
+
+def _moments(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """float mean and biased variance [channels] of this process's values."""
+    if input.is_cuda:
+        mean, invstd = torch.batch_norm_stats(_dense(input), eps)
+        return mean, (invstd.square().reciprocal() - eps).clamp(min=0)
+    x = input.float()
+    var, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
+    return mean, var
+
+
+def _dense(x: Tensor) -> Tensor:
+    """In one of the two layouts that torch's kernels take."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
 
 
 def _all_but_channels(x: Tensor) -> list[int]:

@@ -5,6 +5,8 @@ As in ffcv-imagenet the blur stands before each convolution with a stride above 
 so checkpoints carry plain torchvision names with and without the blur.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,12 +48,39 @@ class BlurPoolConv2d(nn.Conv2d):
         pointwise = self.kernel_size == (1, 1) and self.padding == (0, 0)
         # A 1 x 1 convolution reads every stride-th blurred pixel: only those are computed.
         blur_stride = self.stride if pointwise else (1, 1)
-        blurred = F.conv2d(
-            input, self.blur.to(input.dtype), stride=blur_stride, padding=1, groups=self.in_channels
-        )
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            blurred = shifted_sums(input, blur_stride)
+        else:
+            blurred = F.conv2d(
+                input,
+                self.blur.to(input.dtype),
+                stride=blur_stride,
+                padding=1,
+                groups=self.in_channels,
+            )
         if pointwise:
             return F.conv2d(blurred, self.weight, self.bias, groups=self.groups)
         return super().forward(blurred)
+
+
+def shifted_sums(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The blur as sums, which a compiler fuses with what is before it; of a convolution it cannot.
+
+    Args:
+        x: [n, channels, h, w].
+        stride: of rows and of columns.
+
+    Returns:
+        What the depthwise convolution gives, rounded once, in the type of ``x``.
+    """
+    rows, columns = stride
+    height, width = x.shape[2:]
+    wide = F.pad(x.float(), (1, 1, 1, 1))
+    a, b, c = (wide[:, :, shift : shift + height : rows] for shift in range(3))
+    tall = 0.25 * a + 0.5 * b + 0.25 * c
+    a, b, c = (tall[:, :, :, shift : shift + width : columns] for shift in range(3))
+    blurred = 0.25 * a + 0.5 * b + 0.25 * c
+    return blurred.to(x.dtype)
 
 
 def blur_strided_convolutions(model: nn.Module) -> int:

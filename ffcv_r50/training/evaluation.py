@@ -10,9 +10,9 @@ from ffcv_r50 import distributed
 from ffcv_r50.data import transfer
 from ffcv_r50.data.loader import Batch
 from ffcv_r50.logs.metrics import Metrics
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.predictions import Predictions
-from ffcv_r50.training.transforms.normalize import Normalize
 
 
 def how(resolution: int, tta: str) -> str:
@@ -30,6 +30,7 @@ def evaluate(
     device: torch.device,
     precision: Precision,
     tta: str,
+    forward: Forward | None = None,
     predictions: Predictions | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Metrics:
@@ -43,6 +44,7 @@ def evaluate(
         device: of the model.
         precision: to compute in.
         tta: ``none``, or ``flip``: the mean of the logits of the image and of its mirror image.
+        forward: runs the model on images; None is a :class:`Forward`.
         predictions: are given each batch of this rank.
         on_batch: called with the number of batches done; what it raises ends the evaluation.
 
@@ -53,11 +55,11 @@ def evaluate(
         RuntimeError: the shards together did not hold each sample once.
     """
     model.eval()
-    normalize = Normalize(device)
+    forward = forward or Forward(device)
     # float64: sums of float32 terms come out the same in any order to far below what is printed.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for done, batch in enumerate(transfer.to_device(batches, device), 1):
-        logits = logits_of(model, normalize.images(batch.images), precision, tta)
+        logits = logits_of(model, batch.images, precision, tta, forward)
         sums += _batch_sums(logits, batch.labels)
         if predictions:
             predictions.add(batch.indices, batch.labels, logits)
@@ -69,22 +71,25 @@ def evaluate(
     return Metrics(loss / count, 100 * top_1 / count, 100 * top_5 / count, int(count))
 
 
-def logits_of(model: nn.Module, images: Tensor, precision: Precision, tta: str) -> Tensor:
+def logits_of(
+    model: nn.Module, images: Tensor, precision: Precision, tta: str, forward: Forward
+) -> Tensor:
     """What an evaluation makes of images.
 
     Args:
         model: in evaluation mode.
-        images: float32 [n, 3, height, width], normalised.
+        images: uint8 [n, 3, height, width], or normalised already.
         precision: to compute in.
         tta: as :func:`evaluate` takes it.
+        forward: runs the model on images.
 
     Returns:
         float32 [n, classes].
     """
     with precision.autocast():
-        logits: Tensor = model(images).float()
+        logits = forward(model, images).float()
         if tta == "flip":
-            logits = (logits + model(images.flip(3)).float()) / 2
+            logits = (logits + forward(model, images.flip(3)).float()) / 2
     return logits
 
 

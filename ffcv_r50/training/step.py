@@ -14,11 +14,13 @@ from ffcv_r50.optim import Parts
 from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.averages import NETWORK
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
 from ffcv_r50.training.sam import PLAIN, Sam, uphill
+from ffcv_r50.training.transforms.normalize import Normalize
 
 
 class TrainStep:
@@ -32,13 +34,13 @@ class TrainStep:
         averages: follow the network, by the name that logs call them.
         precision: that the network computes in.
         draws: of the network's dropout, see :mod:`ffcv_r50.models.dropout`.
+        forward: runs the network on images, compiled or not.
         micro_batches: of a step on this rank, see :func:`ffcv_r50.recipe.plan`.
         ranks: that share a step, each with as many micro-batches.
         outcomes: what is noted of the images of a step.
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
         sam: where the step's gradient is taken, see :mod:`ffcv_r50.training.sam`.
         parts: of the network, as the optimizer's groups know them; None for a single one.
-        compiled: run the network through torch.compile.
     """
 
     def __init__(
@@ -51,20 +53,22 @@ class TrainStep:
         averages: Mapping[str, Average],
         precision: Precision,
         draws: Draws,
+        forward: Forward,
         micro_batches: int,
         ranks: int,
         outcomes: Outcomes,
         clipping: Clipping = unclipped,
         sam: Sam = PLAIN,
         parts: Parts | None = None,
-        compiled: bool = False,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.averages = averages
         self.precision = precision
         self.scaler = precision.scaler()
-        self._transforms = transforms
+        # Alone, normalising is left to the forward pass, which may be compiled.
+        alone = [type(transform) for transform in transforms] == [Normalize]
+        self._transforms = [] if alone else transforms
         self._loss = loss
         self.clip = clipping
         self._sam = sam
@@ -75,8 +79,7 @@ class TrainStep:
         self._passes = micro_batches * ranks
         self._statistics = RunningStatistics(network)
         self._sums = StepSums(network.parameters(), self._statistics.size)
-        # Evaluation and checkpoints use self.network itself, free of the wrapper's names.
-        self._forward: Any = torch.compile(network) if compiled else network
+        self.forward = forward
 
     def __call__(self, batches: Iterator[Batch], step: Step, stop: bool = False) -> Tensor:
         """One step over the next ``micro_batches`` batches of every rank.
@@ -108,8 +111,10 @@ class TrainStep:
         outcomes.begin()
         for _ in range(self._micro_batches):
             batch = self._transformed(next(batches), step)
-            if radius:  # normalised images are no longer in the loader's memory, plain targets are
-                kept.append(batch._replace(targets=batch.targets.clone()))
+            if radius:  # bytes and plain targets lie in the loader's memory
+                images = batch.images
+                images = images.clone() if images.dtype == torch.uint8 else images
+                kept.append(batch._replace(images=images, targets=batch.targets.clone()))
             loss, logits = self._add_gradients(batch, step)
             sums.loss += loss
             statistics.add_to(sums.statistics)
@@ -163,8 +168,7 @@ class TrainStep:
         """float32 logits of a transformed micro-batch, in training."""
         self._draws.begin(step.number, batch.positions)
         with self.precision.autocast():
-            logits: Tensor = self._forward(batch.images)
-        return logits.float()
+            return self.forward(self.network, batch.images).float()
 
     @torch.no_grad()
     def recompute_statistics(

@@ -85,7 +85,10 @@ subgroup = model[0]._group._get_backend(torch.device("cpu"))
 assert subgroup.options._timeout == timeout, "torch's default is 30 minutes"
 x = given["x"].chunk(4)[rank].requires_grad_()
 half = model[0](x.detach().bfloat16())
-out = model(x)
+forward = model
+if given["compiled"]:
+    forward = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+out = forward(x)
 (out * given["slope"].chunk(4)[rank]).sum().backward()
 found = {"out": out.detach(), "grad": x.grad, "half": str(half.dtype), "state": None, "eval": None}
 found["parameters"] = {name: p.grad for name, p in model.named_parameters()}
@@ -97,7 +100,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_groups_of_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_groups_of_ranks_normalise_as_one_process_does(tmp_path: Path, compiled: bool) -> None:
     torch.manual_seed(0)
     # A mean far from zero: where squares are added up, float32 has nothing left of the variance.
     x = torch.randn(8, 3, 4, 4) * torch.rand(8, 1, 1, 1) + 300
@@ -109,7 +113,7 @@ def test_groups_of_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
         nn.Flatten(),
     )
     nn.init.uniform_(model[0].weight)  # type: ignore[arg-type]
-    given = {"model": model, "x": x, "slope": torch.randn(8, 80)}
+    given = {"model": model, "x": x, "slope": torch.randn(8, 80), "compiled": compiled}
     torch.save(given, tmp_path / "given.pt")
     command = [sys.executable, "-c", RANK]
     ranks = [

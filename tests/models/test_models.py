@@ -11,7 +11,7 @@ from torch import nn
 from ffcv_r50 import models
 from ffcv_r50.errors import UserError
 from ffcv_r50.models import sizes
-from ffcv_r50.models.blurpool import BlurPoolConv2d
+from ffcv_r50.models.blurpool import BlurPoolConv2d, shifted_sums
 
 
 @pytest.mark.parametrize("blurpool", [False, True])
@@ -46,6 +46,22 @@ def blurred_like_ffcv_imagenet(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor
 def test_blurpool_blurs_before_the_convolution(conv: nn.Conv2d, size: int) -> None:
     x = torch.randn(2, 16, size, size)
     torch.testing.assert_close(BlurPoolConv2d.like(conv)(x), blurred_like_ffcv_imagenet(conv, x))
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("size", [7, 8])
+def test_the_blur_a_compiler_gets_is_the_convolution(stride: tuple[int, int], size: int) -> None:
+    """Forward and backward, in float32; in half precision it is rounded once, from float32."""
+    x = torch.randn(2, 3, size, size, requires_grad=True)
+    kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).expand(3, 1, 3, 3) / 16
+    expected = F.conv2d(x, kernel, stride=stride, padding=1, groups=3)
+    blurred = shifted_sums(x, stride)
+    torch.testing.assert_close(blurred, expected)
+    slope = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(blurred, x, slope)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, slope)[0])
+    half = x.detach().bfloat16()
+    assert torch.equal(shifted_sums(half, stride), shifted_sums(half.float(), stride).bfloat16())
 
 
 def test_blurpool_spares_the_stem_and_convolutions_without_stride() -> None:

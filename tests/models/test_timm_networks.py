@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from timm.layers.norm_act import BatchNormAct2d
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
@@ -162,17 +162,6 @@ def test_shared_statistics_keep_the_activation(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.cat([out for out, _ in found]), alone(x))
     for _, state in found:
         torch.testing.assert_close(state, dict(alone.state_dict()), atol=1e-5, rtol=1e-4)
-
-
-def test_on_gpus_norms_with_activations_are_timms() -> None:
-    converted = batchnorm.synchronised(small(), None)
-    assert isinstance(converted, nn.Sequential)
-    assert type(converted[1]) is SyncBatchNormAct
-    assert isinstance(converted[1].act, nn.ReLU)
-    assert type(converted[2]) is nn.SyncBatchNorm
-    plain = batchnorm.synchronised(nn.Sequential(nn.BatchNorm2d(3)), None)
-    assert isinstance(plain, nn.Sequential)
-    assert type(plain[0]) is nn.SyncBatchNorm
 
 
 # ------------------------------------------------------------------------- what goes around it

@@ -19,6 +19,7 @@ from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.optim import SGD, AdamW, Lamb, Lars, Optimizer, Parts, layers
 from ffcv_r50.optim.clipping.agc import AdaptiveClipping
 from ffcv_r50.optim.clipping.none import Unclipped
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
@@ -177,6 +178,7 @@ def train_step(
         averages={},
         precision=Precision("fp32", CPU),
         draws=draw_by_position(model, 1, CPU),
+        forward=Forward(CPU),
         micro_batches=PASSES,
         ranks=1,
         outcomes=Outcomes(12, CPU, each=False),

@@ -15,6 +15,7 @@ from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import distributed, optim
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.models.dropout import draw_by_position
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
@@ -70,6 +71,7 @@ def train_step(model: nn.Module, sam: Sam, ranks: int = 1, loss: Loss = cross_en
         averages={},
         precision=Precision("fp32", CPU),
         draws=draw_by_position(model, 1, CPU),
+        forward=Forward(CPU),
         micro_batches=PARTS // ranks,
         ranks=ranks,
         outcomes=Outcomes(PARTS * SIZE, CPU, each=False),

@@ -19,6 +19,7 @@ from ffcv_r50.optim.clipping.agc import AdaptiveClipping
 from ffcv_r50.optim.clipping.global_norm import ClipNorm
 from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.optim.clipping.value import ClipValue
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
@@ -67,6 +68,7 @@ def train_step(
         averages=averages or {},
         precision=Precision("fp32", CPU),
         draws=draw_by_position(model, 1, CPU),
+        forward=Forward(CPU),
         micro_batches=PARTS,
         ranks=1,
         outcomes=Outcomes(SIZE * PARTS, CPU, each=False),

@@ -1,0 +1,102 @@
+"""From the bytes of a batch to logits, as written or through torch.compile.
+
+Normalising is part of it: compiled, the bytes are read and what the network computes in is written,
+with no float32 image in between.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffcv_r50.training.transforms.normalize import Normalize
+
+RECOMPILE_LIMIT = 64
+"""Variants of one function, which torch would otherwise stop at 8 of: a recipe may have five
+resolutions, each in training and in evaluation and of each average."""
+
+
+class Forward:
+    """Runs a network on a batch.
+
+    Args:
+        device: of the images.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._normalize = Normalize(device)
+
+    def __call__(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Logits [n, classes], in what the network computes in.
+
+        Args:
+            network: in training or in evaluation mode.
+            images: [n, 3, height, width], uint8, or normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = self._normalize.images(images)
+        logits: Tensor = network(images)
+        return logits
+
+
+class CompiledForward(Forward):
+    """The same, compiled as one graph for each shape of images when the first of them come.
+
+    Sizes are constants in what is compiled: left to itself, torch makes them symbols at the second
+    resolution, and what it then compiles is slower. A batch of another size at a resolution that is
+    known (the last one of an evaluation) is not worth compiling and runs as written. So does everything
+    where torch cannot compile the network, which a line says.
+
+    Args:
+        device: of the images.
+        say: takes a line.
+        backend: of torch.compile.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        say: Callable[[str], None],
+        backend: str | Callable[..., Any] = "inductor",
+    ) -> None:
+        super().__init__(device)
+        # Only here: it takes a second to import, which every start would pay.
+        from torch._dynamo import config, exc
+
+        config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+        self._cannot = exc.TorchDynamoException
+        self._say = say
+        self._compiled = torch.compile(
+            super().__call__, dynamic=False, fullgraph=True, backend=backend
+        )
+        self._sizes: dict[tuple[bool, bool, int, int], int] = {}
+        self._failed = False
+
+    def __call__(self, network: nn.Module, images: Tensor) -> Tensor:
+        """See :class:`Forward`."""
+        if self._failed:
+            return super().__call__(network, images)
+        n, _, height, width = images.shape
+        kind = network.training, torch.is_grad_enabled(), height, width
+        if kind in self._sizes:
+            run = self._compiled if self._sizes[kind] == n else super().__call__
+            return run(network, images)
+        began = time.perf_counter()
+        try:
+            # The backward pass is compiled here too, since no size is a symbol.
+            logits = self._compiled(network, images)
+        except self._cannot as error:
+            self._failed = True
+            first = next(iter(f"{error}".strip().splitlines()), "no reason given")
+            self._say(
+                f"training.compile: torch cannot compile this network ({type(error).__name__}: "
+                f"{first}); it runs uncompiled"
+            )
+            return super().__call__(network, images)
+        self._sizes[kind] = n
+        mode = "training" if network.training else "evaluation"
+        seconds = time.perf_counter() - began
+        self._say(f"compiled {mode} for {n} images of {height} x {width} px in {seconds:.0f} s")
+        return logits
