@@ -38,6 +38,7 @@ def test_nothing_breaks_but_the_file(tmp_path: Path, shared_memory: bool) -> Non
     assert counts["dataset: opened, some samples refused"] > 0
 
 
+@pytest.mark.slow
 def test_a_failure_is_one_and_its_process_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def of_bytes(normalised: Tensor) -> npt.NDArray[np.uint8]:
     return pixels.to(torch.uint8).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torch_export", "onnx"])
 def test_networks_that_take_bytes(form: str, blurred: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

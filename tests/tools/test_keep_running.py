@@ -208,6 +208,7 @@ def metadata() -> Iterator[Metadata]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("provider", "words"),
     [("aws", "terminate"), ("gcp", "preempted is TRUE"), ("azure", "Preempt")],

@@ -99,6 +99,7 @@ def run(job: Callable[[], None], kill_at: int = 0) -> int:
     return int(text) if text else -1
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tree: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
 
