@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffcv_r50.data.compiled import njit, njit_cached
-from ffcv_r50.data.jpeg import _memchr, _memcpy
+from ffcv_r50.data.jpeg import memchr, memcpy
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -158,13 +158,13 @@ def _unstuff(data: Any, begin: int, bits: Any, ends: Any) -> tuple[int, int]:
     source, target = data.ctypes.data, bits.ctypes.data
     at, to, count = begin, 0, 0
     while True:
-        found = _memchr(source + at, 0xFF, np.uint64(data.size - at))
+        found = memchr(source + at, 0xFF, np.uint64(data.size - at))
         if found == 0:
             return 0, 0
         end = found - source
         if end + 1 >= data.size:
             return 0, 0
-        _memcpy(target + to, source + at, np.uint64(end - at))
+        memcpy(target + to, source + at, np.uint64(end - at))
         to += end - at
         at = end + 2
         marker = data[end + 1]
@@ -196,9 +196,9 @@ def _stuff(bits: Any, ends: Any, out: Any) -> int:
     at = to = 0
     for k in range(ends.size):
         while at < ends[k]:
-            found = _memchr(source + at, 0xFF, np.uint64(ends[k] - at))
+            found = memchr(source + at, 0xFF, np.uint64(ends[k] - at))
             end = ends[k] if found == 0 else found - source + 1
-            _memcpy(target + to, source + at, np.uint64(end - at))
+            memcpy(target + to, source + at, np.uint64(end - at))
             to += end - at
             at = end
             if found != 0:

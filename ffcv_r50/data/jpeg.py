@@ -125,8 +125,8 @@ _decompress: Any = types.ExternalFunction(
         types.int32,  # flags
     ),
 )
-_memchr: Any = types.ExternalFunction("memchr", types.intp(types.intp, types.int32, types.uint64))
-_memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uint64))
+memchr: Any = types.ExternalFunction("memchr", types.intp(types.intp, types.int32, types.uint64))
+memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uint64))
 
 _strstr: Any = types.ExternalFunction("strstr", types.intp(types.intp, types.intp))
 _error: Any = types.ExternalFunction("tjGetErrorStr2", types.intp(types.intp))
@@ -233,7 +233,7 @@ def count_scans(data: Any, header: Header) -> int:
     """Scans of a JPEG; a progressive one repeats all its pixels in each, which may have no bytes."""
     scans, at, size = 1, header.scan, data.size
     while at + 1 < size:
-        found = _memchr(data.ctypes.data + at, 0xFF, np.uint64(size - at - 1))
+        found = memchr(data.ctypes.data + at, 0xFF, np.uint64(size - at - 1))
         if found == 0:
             break
         at = found - data.ctypes.data + 1
@@ -287,7 +287,7 @@ def cut(data: Any, header: Header, part: Window, out: Any) -> tuple[int, int]:
 
     source, target = data.ctypes.data, out.ctypes.data
     size = data.size
-    _memcpy(target, source, np.uint64(header.scan))
+    memcpy(target, source, np.uint64(header.scan))
     _set_u16(out, header.frame, part.height)
     _set_u16(out, header.frame + 2, part.width)
     at = to = header.scan  # where the interval begins, there and here
@@ -295,7 +295,7 @@ def cut(data: Any, header: Header, part: Window, out: Any) -> tuple[int, int]:
     for k in range(total):
         end = at
         while True:  # a marker is 0xFF and not 0x00
-            found = _memchr(source + end, 0xFF, np.uint64(size - end))
+            found = memchr(source + end, 0xFF, np.uint64(size - end))
             if found == 0:
                 return TRUNCATED, 0
             end = found - source
@@ -308,7 +308,7 @@ def cut(data: Any, header: Header, part: Window, out: Any) -> tuple[int, int]:
         if marker != (0xD0 + (k & 7) if k < total - 1 else 0xD9):
             return RESTARTS, 0
         if top <= row and left <= column < right:
-            _memcpy(target + to, source + at, np.uint64(end - at))
+            memcpy(target + to, source + at, np.uint64(end - at))
             to += end - at
             out[to] = 0xFF
             out[to + 1] = 0xD0 + (written & 7)
@@ -335,7 +335,7 @@ def shorten(data: Any, header: Header, height: int, out: Any) -> None:
         height: of the new JPEG, in pixels.
         out: uint8, at least as long as ``data``; filled.
     """
-    _memcpy(out.ctypes.data, data.ctypes.data, np.uint64(data.size))
+    memcpy(out.ctypes.data, data.ctypes.data, np.uint64(data.size))
     _set_u16(out, header.frame, height)
 
 
