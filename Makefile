@@ -25,9 +25,10 @@ demo: .venv/installed
 	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
 	  --logging.folder=$(RUN)
 
-# Three workers on two cores, of which one mostly waits for SLURM; who takes what: tests/conftest.py.
+# Three workers on two cores, of which one mostly waits for SLURM; who takes what: tests/conftest.py. Tests
+# start some hundred programs, which would all compile the toolkit where bytecode may not be kept.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 3 --cov
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --cov
 
 # On a machine where nothing can be installed, BIN=folder-of-its-python.
 .PHONY: test-gpu bench-gpu

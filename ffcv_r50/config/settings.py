@@ -27,8 +27,9 @@ from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOpti
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
 LARGEST_SIDE = 4096
-LONGEST_PROFILE = 100
 """Of an image that a network is given, in pixels."""
+LONGEST_PROFILE = 100
+"""Steps: all that a profile holds is in memory until it is written."""
 Amount = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
 Probability = Annotated[float, Range(at_least=0, below=1)]
