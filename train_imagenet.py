@@ -2,13 +2,16 @@
 
 import sys
 
-from ffcv_r50 import errors, trainer
+from ffcv_r50 import errors
 from ffcv_r50.config import settings
 
 
 def main() -> int:
     """Read the configuration and run it; returns the exit code."""
-    return trainer.run(settings.load(sys.argv[1:]))
+    config = settings.load(sys.argv[1:])
+    from ffcv_r50 import trainer  # takes seconds, which a mistake in a setting need not wait for
+
+    return trainer.run(config)
 
 
 if __name__ == "__main__":
