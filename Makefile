@@ -25,7 +25,7 @@ demo: .venv/installed
 	  --data.train_dataset=$(DATASETS)/train.beton --data.val_dataset=$(DATASETS)/val.beton \
 	  --logging.folder=$(RUN)
 
-# Three workers on two cores, of which one mostly waits for SLURM; who takes what: tests/conftest.py. Tests
+# Three workers on two cores, since many tests wait; who takes what: tests/conftest.py. Tests
 # start some hundred programs, which would all compile the toolkit where bytecode may not be kept.
 test: .venv/installed
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --cov

@@ -21,11 +21,6 @@ first one fills caches).
 
 asks instead what an augmentation costs, with its defaults: it is measured in our loader and in
 torchvision's, beside our loader without it. No file is written by stock FFCV then.
-
-    python benchmarks/loader.py --images DIR --resolution 160 --workers 2 \\
-        --loaders stock_ffcv,ffcv_ours_stock_file,ffcv_ours_tiled_file
-
-compares FFCV's decoder with ours (:mod:`ffcv_r50.ffcv`) inside FFCV's own Loader.
 """
 
 import importlib.util
@@ -54,8 +49,6 @@ LOADERS = {
     "ours_tiled_file": "ours, tiled file",
     "torchvision": "torchvision",
     "dali": "DALI",
-    "ffcv_ours_stock_file": "FFCV with our decoder, FFCV's file",
-    "ffcv_ours_tiled_file": "FFCV with our decoder, tiled file",
     "torchvision_augmented": "torchvision, augmented",
     "ours_augmented": "ours, augmented",
 }
@@ -96,8 +89,6 @@ class Measured(Options):
     """Write the rows of the table here."""
     chart: str | None = None
     """Draw a bar chart here (needs matplotlib)."""
-    loaders: str | None = None
-    """Names separated by commas; null stands for the first five above, as far as they are installed."""
     augment: str | None = None
     """A transform of single images, by the name that recipes have for it."""
     work_folder: str | None = None
@@ -125,10 +116,8 @@ def main() -> None:
             f"--resolution={options.resolution}: write sides in pixels, as 128,224"
         ) from None
     if options.augment is None:
-        names = [name for name in list(LOADERS)[:5] if name != "dali" or _has_dali()]
-        names = names if options.loaders is None else options.loaders.split(",")
-        if unknown := [name for name in names if name not in LOADERS or "augmented" in name]:
-            raise UserError(f"--loaders={options.loaders}: there is no loader '{unknown[0]}'")
+        names = [name for name in LOADERS if "augmented" not in name]
+        names = [name for name in names if name != "dali" or _has_dali()]
     elif options.augment in AUGMENTATIONS:
         names = ["torchvision_augmented", "ours_tiled_file", "ours_augmented"]
     else:
@@ -200,16 +189,14 @@ def _write_stock(folder: Path) -> None:
 # --- the loaders
 
 
-def _ffcv(task: Task, name: str, ours: bool) -> Epoch:
+def _stock_ffcv(task: Task) -> Epoch:
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor
 
-    if ours:
-        from ffcv_r50.ffcv import RandomResizedCropRGBImageDecoder
     decoder = RandomResizedCropRGBImageDecoder((256, 256))
     loader = Loader(
-        str(task.folder / name),
+        str(task.folder / "stock.beton"),
         batch_size=task.batch_size,
         num_workers=task.workers,
         order=OrderOption.RANDOM,
@@ -312,13 +299,11 @@ def _dali(task: Task) -> Epoch:
 
 
 MAKE: dict[str, Callable[[Task], Epoch]] = {
-    "stock_ffcv": lambda task: _ffcv(task, "stock.beton", ours=False),
+    "stock_ffcv": _stock_ffcv,
     "ours_stock_file": lambda task: _ours(task, "stock.beton"),
     "ours_tiled_file": lambda task: _ours(task, "tiled.beton"),
     "torchvision": _torchvision,
     "dali": _dali,
-    "ffcv_ours_stock_file": lambda task: _ffcv(task, "stock.beton", ours=True),
-    "ffcv_ours_tiled_file": lambda task: _ffcv(task, "tiled.beton", ours=True),
     "torchvision_augmented": lambda task: _torchvision(task, task.augment),
     "ours_augmented": lambda task: _ours(task, "tiled.beton", task.augment),
 }
@@ -351,8 +336,8 @@ def _serve(name: str, task: Task, resolution: int, orders: Connection) -> None:
 
 def _import(name: str) -> None:
     """Import what a loader needs before the clock starts."""
-    if "ffcv" in name:
-        import ffcv_r50.ffcv
+    if name == "stock_ffcv":
+        import ffcv.loader  # noqa: F401
     elif name.startswith("ours"):
         import ffcv_r50.data.loader
         import ffcv_r50.training.transforms  # noqa: F401

@@ -129,9 +129,8 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-CLUSTER = "tests/slurm/test_cluster.py"
 LONGEST = (
-    CLUSTER,
+    "tests/slurm/test_cluster.py",
     "tests/test_readme.py",
     "tests/test_methods.py",
     "tests/data/test_loader_benchmark.py",
@@ -144,8 +143,8 @@ LONGEST = (
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
     """A worker takes whole files, whose tests share what they set up, the longest first.
 
-    The tests of SLURM jobs mostly wait, which is why two cores have three workers: the one that has
-    those gets nothing else. With four at work, tests whose time-outs are seconds have failed.
+    The tests of SLURM jobs and of lost processes mostly wait, which is why two cores have three workers.
+    With four, tests whose time-outs are seconds have failed.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -158,12 +157,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Load
                 if file in self.workqueue:
                     self.workqueue.move_to_end(file, last=False)
             super()._assign_work_unit(node)
-
-        def _reschedule(self, node: Any) -> None:
-            if len(self.nodes) > 2 and CLUSTER in self.assigned_work[node]:
-                node.shutdown()  # when it has run them
-            else:
-                super()._reschedule(node)
 
     config.option.loadscopereorder = False
     return LongestFirst(config, log)

@@ -40,8 +40,6 @@ RUN = {
         "--steps=1",
         "--rounds=1",
         "--resolution=64",
-        "--training.batch_size=16",
-        "--training.norm_batch_size=16",
         "--json={tmp}/step.json",
     ],
 }

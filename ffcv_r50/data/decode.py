@@ -103,25 +103,20 @@ class Scratch(NamedTuple):
     @classmethod
     def allocate(cls, stored: Stored, resolution: int) -> "Scratch":
         """Enough for each sample of a dataset at a resolution."""
-        return cls(*scratch(stored.max_bytes, stored.max_pixels, stored.longest_side, resolution))
-
-
-def scratch(max_bytes: int, max_pixels: int, longest_side: int, resolution: int) -> tuple[Any, ...]:
-    """The members of a :class:`Scratch`, for images up to these sizes. Compiles, too."""
-    longest = max(longest_side, resolution)
-    weights = 2 * longest_side + 5 * resolution
-    return (
-        np.empty(max_bytes, np.uint8),
-        np.empty(max_bytes, np.uint8),
-        np.empty(4 * min(MAX_PIXELS, max_pixels), np.uint8),
-        np.empty(resolution, np.int64),
-        np.empty(resolution, np.int64),
-        np.empty(weights, np.float32),
-        np.empty(resolution, np.int64),
-        np.empty(resolution, np.int64),
-        np.empty(weights, np.float32),
-        np.zeros(line_size(longest), np.float32),
-    )
+        longest = max(stored.longest_side, resolution)
+        weights = 2 * stored.longest_side + 5 * resolution
+        return cls(
+            np.empty(stored.max_bytes, np.uint8),
+            np.empty(stored.max_bytes, np.uint8),
+            np.empty(4 * min(MAX_PIXELS, stored.max_pixels), np.uint8),
+            np.empty(resolution, np.int64),
+            np.empty(resolution, np.int64),
+            np.empty(weights, np.float32),
+            np.empty(resolution, np.int64),
+            np.empty(resolution, np.int64),
+            np.empty(weights, np.float32),
+            np.zeros(line_size(longest), np.float32),
+        )
 
 
 @njit
@@ -247,66 +242,10 @@ def span(stored: Any, sample: int, window: Window) -> tuple[np.int64, np.int64]:
     return np.int64(0), np.int64(stored.sizes[sample])
 
 
-@njit
-def show_pixels(
-    data: Any, size: tuple[int, int], window: Window, flip: bool, scratch: Any, out: Any
-) -> None:
-    """Resize a window of stored pixels.
-
-    Args:
-        data: uint8, the image's [height, width, 3]; only the window's rows are looked at.
-        size: height and width of the image.
-        window, flip: see :func:`draw_window`.
-        scratch: a :class:`Scratch`.
-        out: uint8 [rows, columns, 3], filled.
-    """
-    top, left, height, width = window
-    box = Box(float(top), float(left), float(height), float(width))
-    resize(Bitmap(data, size[0], size[1], 3), box, flip, out, scratch)
-
-
-@njit
-def show_jpeg(
-    handle: int,
-    data: Any,
-    size: tuple[int, int],
-    window: Window,
-    flip: bool,
-    scaled: bool,
-    scratch: Any,
-    out: Any,
-) -> int:
-    """Decode what is needed of a JPEG, and resize a window of it.
-
-    Args:
-        handle, data, size: see :func:`decode_jpeg`.
-        window, flip: see :func:`draw_window`.
-        scaled: see :class:`Sampling`.
-        scratch: a :class:`Scratch`.
-        out: uint8 [rows, columns, 3], filled.
-
-    Returns:
-        Status.
-    """
-    scale = scaling(window.height, window.width, max(out.shape[0], out.shape[1])) if scaled else 1
-    status, part = decode_jpeg(handle, data, size, window, scale, scratch)
-    if status != jpeg.GOOD:
-        return status
-    box = Box(
-        window.top / scale - part.top,
-        window.left / scale - part.left,
-        window.height / scale,
-        window.width / scale,
-    )
-    resize(Bitmap(scratch.pixels, part.height, part.width, 4), box, flip, out, scratch)
-    return status
-
-
 def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
     def decode_samples(handle, stored, sampling, views, start, scratch, out):  # type: ignore[no-untyped-def]
-        if checksum < 0:
-            return 0, jpeg.GOOD
+        resolution = out.shape[1] + 0 * checksum
         for i in range(start, views.size):
             sample = views[i] & 0xFFFFFFFF
             size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
@@ -318,12 +257,23 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
             if not read(stored.file, stored.offsets[sample], first, count, scratch.stored):
                 return i, UNREAD
             if raw:
-                show_pixels(scratch.stored, size, window, flip, scratch, out[i])
+                top, left, height, width = window
+                box = Box(float(top), float(left), float(height), float(width))
+                resize(Bitmap(scratch.stored, size[0], size[1], 3), box, flip, out[i], scratch)
                 continue
             data = scratch.stored[:count]
-            status = show_jpeg(handle, data, size, window, flip, sampling.scaled, scratch, out[i])
+            scale = scaling(window.height, window.width, resolution) if sampling.scaled else 1
+            status, part = decode_jpeg(handle, data, size, window, scale, scratch)
             if status != jpeg.GOOD:
                 return i, status
+            box = Box(
+                window.top / scale - part.top,
+                window.left / scale - part.left,
+                window.height / scale,
+                window.width / scale,
+            )
+            image = Bitmap(scratch.pixels, part.height, part.width, 4)
+            resize(image, box, flip, out[i], scratch)
         return views.size, jpeg.GOOD
 
     return decode_samples
