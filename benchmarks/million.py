@@ -4,7 +4,7 @@
 
 Images are 16 x 16 raw pixels of noise, made as they are asked for: this measures what a sample costs
 besides its pixels. Each step runs in a process of its own, whose peak memory is said. What is joined is
-the file and its copy. FOLDER needs about 4 kB an image; the files in it are removed.
+the file and its copy. FOLDER needs about 4 kB an image; the files made in it are removed.
 """
 
 import functools
@@ -12,8 +12,9 @@ import hashlib
 import resource
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -114,26 +115,28 @@ def main() -> None:
     )
     if unknown or len(names) != 1 or not Path(names[0]).is_dir():
         raise UserError("command line: write: python -m benchmarks.million FOLDER [--images=N]")
-    one, copy, joined = (Path(names[0]) / f"{name}.beton" for name in ("one", "copy", "joined"))
+    with tempfile.TemporaryDirectory(dir=names[0], prefix="million-") as folder:
+        lines = list(steps_in(Path(folder), asked.images))
+    print("", *lines, sep="\n")
+
+
+def steps_in(folder: Path, images: int) -> Iterator[str]:
+    """Do the steps in a folder, each in a process of its own; a line of each."""
+    one, copy, joined = (folder / f"{name}.beton" for name in ("one", "copy", "joined"))
     steps: dict[str, Callable[[], None]] = {
-        "write": functools.partial(write, asked.images, str(one)),
+        "write": functools.partial(write, images, str(one)),
         "open": functools.partial(open_file, str(one)),
         "inspect": functools.partial(inspect, str(one)),
         "copy": functools.partial(copy_dataset, one, copy),
         "merge": functools.partial(merge.merge, str(joined), [str(one), str(copy)]),
         "open the joined": functools.partial(open_file, str(joined)),
     }
-    lines = []
-    try:
-        for name, step in steps.items():
-            with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-                seconds, peak = executor.submit(measured, step).result()
-            lines.append(f"{name:20} {seconds:8.1f} s {peak:8,.0f} MB")
-            print(lines[-1], flush=True)
-    finally:
-        for path in Path(names[0]).glob("*.beton*"):
-            path.unlink()
-    print("", *lines, sep="\n")
+    for name, step in steps.items():
+        with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+            seconds, peak = executor.submit(measured, step).result()
+        line = f"{name:20} {seconds:8.1f} s {peak:8,.0f} MB"
+        print(line, flush=True)
+        yield line
 
 
 if __name__ == "__main__":
