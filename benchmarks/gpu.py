@@ -20,7 +20,6 @@ The steps of others are written anew after their sources, as their recipes run t
 - timm (``train.py --amp --channels-last``): its ResNet-50, its SGD with Nesterov momentum, no blur.
 """
 
-import contextlib
 import itertools
 import json
 import statistics
@@ -39,6 +38,7 @@ from benchmarks import train_step
 from ffcv_r50 import distributed, models, optim
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.logs import jsonl
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.training.forward import CompiledForward, Forward
@@ -154,8 +154,7 @@ class Benchmark:
         """Write a row down and show it."""
         row |= {"device": self.name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         self.rows.append(row)
-        with self._rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl.append(self._rows, row)
         print(", ".join(f"{k} {v}" for k, v in row.items() if k not in ("device", "torch", "date")))
 
     # ------------------------------------------------------------------------------------ ceilings
@@ -507,11 +506,7 @@ STEPS: dict[str, Make] = {
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows that an earlier start left; what it was writing when it was killed is no row."""
-    rows = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
+    rows = jsonl.read(path)
     if path.exists():
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows

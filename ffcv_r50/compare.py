@@ -145,10 +145,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: fewer than two runs, one that cannot be read, or a fault on the command line.
     """
     names, asked, unknown = command_line.with_names(Asked, argv, __doc__ or "")
-    if unknown:
-        raise UserError(
-            f"command line: --{next(iter(unknown))}: there is no such option; see --help"
-        )
+    command_line.refuse(unknown)
     if len(names) < 2:
         raise UserError(
             "command line: pass the folders of at least two runs, such as runs/a runs/b"

@@ -319,12 +319,9 @@ class EvalLoader:
             bad_images=bad_images,
             pin_memory=self._deliver.pinned,
         )
-        n = dataset.num_samples
-        mine = n * (self.rank + 1) // self.world_size - n * self.rank // self.world_size
-        self._len = -(-mine // batch_size)
 
     def __len__(self) -> int:
-        return self._len
+        return self._loader.num_batches
 
     def __iter__(self) -> Iterator[Labelled]:
         """All batches of this process. There is one iteration at a time."""

@@ -62,8 +62,7 @@ class NoOptions(Options):
 def main(argv: Sequence[str]) -> None:
     """Join the files of a command line."""
     names, _, unknown = command_line.with_names(NoOptions, argv or ["--help"], __doc__ or "")
-    if unknown:
-        raise UserError(f"command line: --{next(iter(unknown))}: no such option; there are none")
+    command_line.refuse(unknown)
     if len(names) < 2:
         raise UserError("command line: write: python -m writers.merge OUT IN IN ...")
     try:

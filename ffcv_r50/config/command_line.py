@@ -1,7 +1,7 @@
 """The command lines of all programs: ``--key=value`` words, read as strictly as a file."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from ffcv_r50.config import declaration, reader, reference, strict_yaml
@@ -83,6 +83,16 @@ def read(cls: type[T], argv: Sequence[str], usage: str = "") -> T:
     return declaration.build(cls, reader.from_arguments(cls, words))
 
 
+def refuse(words: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what is left of a command line whose program has no settings besides its options.
+
+    Raises:
+        UserError: something is left.
+    """
+    if words:
+        raise UserError(f"command line: --{next(iter(words))}: there is no such option; see --help")
+
+
 def with_names(
     cls: type[T], argv: Sequence[str], usage: str, most: int | None = None
 ) -> tuple[list[str], T, dict[str, list[str]]]:
@@ -97,7 +107,7 @@ def with_names(
         most: names at most; a further one is refused as a word that is no setting.
 
     Returns:
-        The names, the options, and the words that are neither, for :func:`settings.resolve` or to refuse.
+        The names, the options, and the words that are neither, for :func:`settings.resolve` or :func:`refuse`.
 
     Raises:
         UserError: see :func:`split`, :func:`take`.

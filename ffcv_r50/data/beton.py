@@ -138,7 +138,7 @@ class Sidecar:
             ) from error
 
 
-def content_digest(parts: "Iterable[bytes | memoryview]") -> str:
+def content_digest(parts: Iterable[bytes | memoryview]) -> str:
     """BLAKE2b of them, one after the other, as 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

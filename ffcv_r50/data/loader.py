@@ -585,6 +585,11 @@ class EvalLoader(_Loader):
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         self._sampling = Sampling.center(crop_ratio)
 
+    @property
+    def num_batches(self) -> int:
+        """Of this rank."""
+        return len(self._batches)
+
     def epoch(self) -> Epoch:
         """This rank's batches."""
         return self._epoch(self._batches, self._resolution, self._sampling)

@@ -7,7 +7,6 @@ without it (stock FFCV's, or one that was copied alone) is as good for training.
 """
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ffcv_r50.data.beton import content_digest
 from ffcv_r50.errors import UserError
 
 LONGEST_LINE = 1 << 16
@@ -40,7 +40,7 @@ def path_beside(beton: str | os.PathLike[str]) -> Path:
 
 def digest(content: bytes) -> str:
     """BLAKE2b as 32 hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return content_digest([content])
 
 
 def pack(samples: Iterable[Sample]) -> bytes:

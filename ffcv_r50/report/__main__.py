@@ -43,10 +43,7 @@ def main(argv: Sequence[str]) -> None:
     named, asked, unknown = command_line.with_names(Asked, argv, USAGE, most=1)
     if not named:
         raise UserError("command line: no run; pass its folder first, such as runs/demo")
-    if unknown:
-        raise UserError(
-            f"command line: --{next(iter(unknown))}: there is no such option; see --help"
-        )
+    command_line.refuse(unknown)
     run = folder.read(Path(named[0]))
     if asked.format == "html":
         output = Path(asked.output) if asked.output else run.path / page.NAME

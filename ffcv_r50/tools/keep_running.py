@@ -59,10 +59,7 @@ def keep_running(argv: Sequence[str]) -> int:
     """
     own, command = _split(argv)
     names, asked, unknown = command_line.with_names(Asked, own or ["--help"], __doc__ or "", most=1)
-    if unknown:
-        raise UserError(
-            f"command line: --{next(iter(unknown))}: there is no such option; see --help"
-        )
+    command_line.refuse(unknown)
     if not names or not command:
         raise UserError("command line: write RUN_FOLDER [--option=value ...] -- COMMAND ...")
     if asked.address and not asked.provider:

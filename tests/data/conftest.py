@@ -1,8 +1,11 @@
 """Files and images for the tests of the data engine, written byte by byte."""
 
+import gc
 import io
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ffcv_r50.data import beton
+from ffcv_r50.data.loader import TrainLoader
 
 Pixels = npt.NDArray[np.uint8]
 MakeImage = Callable[..., Pixels]
@@ -30,6 +34,21 @@ def _encode() -> Encode:
 @pytest.fixture(scope="session", name="write_beton")
 def _write_beton() -> WriteBeton:
     return write_beton
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """What a test starts it ends."""
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+
+
+def train(dataset: beton.Beton, **changes: Any) -> TrainLoader:
+    """A small loader; ``changes`` to its settings."""
+    settings: dict[str, Any] = {"seed": 3, "batch_size": 16, "micro_batch_size": 4, **changes}
+    return TrainLoader(dataset, **settings)
 
 
 def make_image(height: int, width: int, seed: int = 0, channels: int = 3) -> Pixels:

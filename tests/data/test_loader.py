@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,16 @@ from PIL import Image
 from ffcv_r50.data import beton, compiled, decode, jpeg, loader
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.crops import center_crop, random_crop, random_flip
-from ffcv_r50.data.loader import Batch, Draw, Epoch, EvalLoader, TrainLoader
+from ffcv_r50.data.loader import Batch, Draw, Epoch, EvalLoader
 from ffcv_r50.data.order import random_order
 from ffcv_r50.errors import RunFault, UserError
+from tests.data.conftest import train
 
 Make = Callable[..., Any]
 Sample = tuple[int, int, bytes]
 REPOSITORY = Path(__file__).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    gc.collect()
-    assert set(threading.enumerate()) <= before
-
-
-def train(dataset: Beton, **changes: Any) -> TrainLoader:
-    settings: dict[str, Any] = {"seed": 3, "batch_size": 16, "micro_batch_size": 4, **changes}
-    return TrainLoader(dataset, **settings)
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def copies(epoch: Epoch) -> list[Sample]:

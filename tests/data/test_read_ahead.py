@@ -1,12 +1,10 @@
 """Reading ahead: what is asked for, how far ahead, and that it ends whatever happens."""
 
 import ctypes
-import gc
 import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +18,10 @@ from ffcv_r50.data import beton, decode, loader, read_ahead
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.crops import center_crop, random_crop
 from ffcv_r50.data.decode import Sampling, Stored
-from ffcv_r50.data.loader import SAMPLE, Batch, EvalLoader, TrainLoader
+from ffcv_r50.data.loader import SAMPLE, Batch, EvalLoader
 from ffcv_r50.data.read_ahead import PIECE, Ranges, ReadAhead, ranges
 from ffcv_r50.errors import RunFault, UserError
+from tests.data.conftest import train
 
 Views = npt.NDArray[np.int64]
 SECONDS = 60
@@ -30,18 +29,7 @@ SECONDS = 60
 GO_ON = np.zeros(1, np.bool_)
 STOPPED = np.ones(1, np.bool_)
 
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    gc.collect()
-    assert set(threading.enumerate()) <= before
-
-
-def train(dataset: Beton, **changes: Any) -> TrainLoader:
-    settings: dict[str, Any] = {"seed": 3, "batch_size": 16, "micro_batch_size": 4, **changes}
-    return TrainLoader(dataset, **settings)
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def needed(dataset: Beton, views: Views, sampling: Sampling) -> set[int]:

@@ -53,8 +53,7 @@ def main(argv: Sequence[str]) -> int:
     names, asked, unknown = command_line.with_names(
         Asked, argv or ["--help"], __doc__ or "", most=1
     )
-    if unknown:
-        raise UserError(f"command line: --{next(iter(unknown))}: no such option; see --help")
+    command_line.refuse(unknown)
     if not names:
         raise UserError("command line: no file; write: python -m writers.inspect FILE")
     if asked.output and asked.extract is None:
