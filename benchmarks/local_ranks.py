@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ffcv_r50.trainer", "writers.writing", "rich.table"])
+CONTEXT.set_forkserver_preload(["benchmarks.imported_once"])
 
 
 class LocalRanks:

@@ -30,8 +30,8 @@ from tests.conftest import Dataset
 
 # A small network with dropout and batch-norm, four steps an epoch, deterministic.
 SMALL = (
-    "--model.arch=mobilenet_v3_small",
-    "--model.zero_init_residual=0",
+    "--model.arch=timm/test_efficientnet",
+    "--model.dropout=0.2",
     "--training.batch_size=16",
     "--training.norm_batch_size=8",
     "--training.deterministic=1",

@@ -13,11 +13,11 @@ from tests import ranks
 from tests.conftest import Dataset
 
 RECIPE = """
-model:     {{arch: mobilenet_v3_small}}
+model:     {{arch: timm/test_efficientnet, dropout: 0.2}}
 data:      {{num_workers: 2, crop_scale: [0.3, 1.0], repeats: 3}}
 training:
   {{epochs: 2, batch_size: 16, norm_batch_size: 8, label_smoothing: 0.1, deterministic: true,
-   lr_multipliers: {{features.0: {{0: 0, 0.6: 0, 1: 0.5}}, classifier.3: 2}}, layer_decay: {{0: 0.9, 2: 1}}}}
+   lr_multipliers: {{conv_stem: {{0: 0, 0.6: 0, 1: 0.5}}, classifier: 2}}, layer_decay: {{0: 0.9, 2: 1}}}}
 augment:
   - trivial_augment: {{}}
   - randaugment: {{magnitude: {{0: 9, 2: 3}}, magnitude_std: 0.5, increasing: true}}
@@ -151,8 +151,14 @@ def test_a_run_starts_from_weights_and_continues_without_them(
     torch.manual_seed(5)
     start = torchvision.models.mobilenet_v3_small(num_classes=10).state_dict()
     torch.save({"state_dict": start}, file)
-    more = (f"--model.weights={file}", "--training.epochs=1", "--schedule.lr={0: 1.0e-9}")
-    arguments = ranks.arguments(dataset, tmp_path / "run", *more, "--schedule.resolution={0: 32}")
+    more = (
+        "--model.arch=mobilenet_v3_small",
+        f"--model.weights={file}",
+        "--training.epochs=1",
+        "--schedule.lr={0: 1.0e-9}",
+        "--schedule.resolution={0: 32}",
+    )
+    arguments = ranks.arguments(dataset, tmp_path / "run", *more)
     hook = ranks.at_step(2, signal.SIGKILL)
     ended = ranks.run(arguments, tmp_path / "run", ranks=1, hook=hook)
     assert ended.codes == [-signal.SIGKILL]
@@ -164,7 +170,7 @@ def test_a_run_starts_from_weights_and_continues_without_them(
     for name, tensor in weights.items():
         if not any(word in name for word in ("running", "num_batches", "classifier.3")):
             torch.testing.assert_close(tensor, start[name], atol=1e-5, rtol=1e-4)
-    arguments = ranks.arguments(dataset, tmp_path / "other", *more, "--schedule.resolution={0: 32}")
+    arguments = ranks.arguments(dataset, tmp_path / "other", *more)
     ended = ranks.run(arguments, tmp_path / "other", ranks=1)
     assert ended.codes == [BAD_INPUT]
     assert f"error: model.weights={file}: cannot be read" in ended.outputs[0]

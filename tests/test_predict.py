@@ -34,7 +34,9 @@ CPU = torch.device("cpu")
 def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a finished run leaves it, with an average; its network has seen some noise."""
     folder = tmp_path_factory.mktemp("run")
-    config = settings.load(dataset.arguments(folder, "--averages=[{ema: {half_life: 1}}]"))
+    config = settings.load(
+        dataset.arguments(folder, "--model.arch=resnet18", "--averages=[{ema: {half_life: 1}}]")
+    )
     (folder / "config.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)
     for name in ("weights.pt", "weights_ema.pt"):

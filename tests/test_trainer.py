@@ -17,7 +17,15 @@ from ffcv_r50.data.beton import MODE_JPEG, Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.run import checkpoint
 from tests import ranks
-from tests.conftest import REPOSITORY, TRAIN_IMAGES, VAL_IMAGES, Dataset, Launch, write_images
+from tests.conftest import (
+    REPOSITORY,
+    RESNET,
+    TRAIN_IMAGES,
+    VAL_IMAGES,
+    Dataset,
+    Launch,
+    write_images,
+)
 
 KEYS = [
     "epoch",
@@ -67,6 +75,15 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def resnet(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of a ResNet-18."""
+    folder = tmp_path_factory.mktemp("resnet")
+    ended = ranks.run(dataset.arguments(folder / "run", *RESNET), folder / "outputs", ranks=1)
+    assert ended.codes == [0], ended.outputs
+    return folder / "run"
+
+
 @pytest.mark.slow
 def test_the_log_has_each_epoch_once_with_every_key(finished: Path) -> None:
     rows = log(finished)
@@ -87,8 +104,8 @@ GOLDEN_VAL_LOSSES = [1.0759, 1.0020, 0.9297]
 
 
 @pytest.mark.slow
-def test_golden_loss_curve(finished: Path) -> None:
-    rows = log(finished)
+def test_golden_loss_curve(resnet: Path) -> None:
+    rows = log(resnet)
     assert [row["train_loss"] for row in rows] == pytest.approx(GOLDEN_TRAIN_LOSSES, rel=1e-3)
     assert [row["val_loss"] for row in rows] == pytest.approx(GOLDEN_VAL_LOSSES, rel=1e-2)
 
@@ -120,7 +137,7 @@ def test_two_parts_on_one_or_two_processes_are_the_same_bits(
 
 @pytest.mark.slow
 def test_four_parts_on_one_or_two_processes_agree(
-    finished: Path, dataset: Dataset, launch: Launch, tmp_path: Path
+    resnet: Path, dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
     """Four micro-batches on one process, or two on each of two.
 
@@ -128,10 +145,10 @@ def test_four_parts_on_one_or_two_processes_agree(
     2^-24 of itself (6e-8), and so does each step. Over the six steps the network amplifies that;
     2e-6 is ten times what was measured (2.4e-7).
     """
-    result = launch(dataset.arguments(tmp_path), world_size=2)
+    result = launch(dataset.arguments(tmp_path, *RESNET), world_size=2)
     assert result.codes == [0, 0], result.output
-    torch.testing.assert_close(weights(tmp_path), weights(finished), atol=2e-6, rtol=2e-6)
-    for a, b in zip(log(finished), log(tmp_path), strict=True):
+    torch.testing.assert_close(weights(tmp_path), weights(resnet), atol=2e-6, rtol=2e-6)
+    for a, b in zip(log(resnet), log(tmp_path), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
         assert b["top_1"] == a["top_1"]
 
@@ -208,11 +225,11 @@ def test_each_step_is_in_the_step_log(finished: Path, dataset: Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_weights_are_a_plain_torchvision_state_dict(finished: Path) -> None:
+def test_weights_are_a_plain_torchvision_state_dict(resnet: Path) -> None:
     model = torchvision.models.resnet18(num_classes=3)
-    model.load_state_dict(weights(finished))
-    best = checkpoint.load(finished / "checkpoints" / "best.pt")
-    assert best["progress"]["best_top_1"] == max(row["top_1"] for row in log(finished))
+    model.load_state_dict(weights(resnet))
+    best = checkpoint.load(resnet / "checkpoints" / "best.pt")
+    assert best["progress"]["best_top_1"] == max(row["top_1"] for row in log(resnet))
 
 
 @pytest.mark.slow
@@ -316,14 +333,13 @@ def test_a_batch_larger_than_the_dataset(dataset: Dataset, launch: Launch, tmp_p
         ),
         (
             ["--training.norm_batch_size=1"],
-            "resnet18: does not take images of 32 x 32 pixels, 1 at a time",
+            "shufflenet_v2_x0_5: does not take images of 32 x 32 pixels, 1 at a time",
         ),
     ],
 )
 def test_sizes_that_do_not_fit_the_network_are_found_before_training(
     dataset: Dataset, launch: Launch, tmp_path: Path, more: list[str], message: str
 ) -> None:
-    more = [*more, "--model.zero_init_residual=0"]
     assert message in error_of(launch(dataset.arguments(tmp_path / "run", *more)))
     assert not (tmp_path / "run").exists()
 
@@ -378,7 +394,6 @@ def test_torchvisions_networks_with_auxiliary_heads_are_evaluated(
         f"--data.val_dataset={dataset.val}",
         "--training.eval_only=1",
         "--model.arch=googlenet",
-        "--model.zero_init_residual=0",
         "--validation.resolution=64",
         f"--checkpoint={tmp_path / 'googlenet.pt'}",
     ]
@@ -400,7 +415,9 @@ def test_classes_must_agree(dataset: Dataset, launch: Launch, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_fewer_classes_in_the_checkpoint(dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
-    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), tmp_path / "two.pt")
+    torch.save(
+        torchvision.models.shufflenet_v2_x0_5(num_classes=2).state_dict(), tmp_path / "two.pt"
+    )
     arguments = [
         f"--config={dataset.recipe}",
         f"--data.val_dataset={dataset.val}",
@@ -410,7 +427,7 @@ def test_fewer_classes_in_the_checkpoint(dataset: Dataset, launch: Launch, tmp_p
     assert "two.pt: has 2 classes, " in error_of(launch(arguments))
     torch.save(torchvision.models.resnet34(num_classes=3).state_dict(), tmp_path / "34.pt")
     arguments[-1] = f"--checkpoint={tmp_path / '34.pt'}"
-    assert "does not fit model.arch=resnet18" in error_of(launch(arguments))
+    assert "does not fit model.arch=shufflenet_v2_x0_5" in error_of(launch(arguments))
 
 
 @pytest.mark.slow

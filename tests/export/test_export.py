@@ -26,7 +26,7 @@ from ffcv_r50.config import settings
 from ffcv_r50.errors import FINISHED, RunFault, UserError
 from ffcv_r50.export import formats, verify
 from ffcv_r50.export.__main__ import export
-from tests.conftest import Dataset
+from tests.conftest import RESNET, Dataset
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,8 @@ CPU = torch.device("cpu")
 def make_run(folder: Path, dataset: Dataset, *argv: str) -> Path:
     """A folder as a finished run leaves it."""
     folder.mkdir()
+    if not any(word.startswith("--model.arch=") for word in argv):
+        argv = (*RESNET, *argv)
     config = settings.load(dataset.arguments(folder, *argv))
     (folder / "config.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)
@@ -212,9 +214,7 @@ def test_a_blur_that_others_cannot_express(form: str, blurred: Path, tmp_path: P
 
 
 def test_timm_has_other_networks_by_the_same_name(dataset: Dataset, tmp_path: Path) -> None:
-    run = make_run(
-        tmp_path / "run", dataset, "--model.arch=mobilenet_v2", "--model.zero_init_residual=false"
-    )
+    run = make_run(tmp_path / "run", dataset, "--model.arch=mobilenet_v2")
     with pytest.raises(UserError, match="timm's mobilenet_v2 is another network, or it has none"):
         export([str(run), "--to=timm", "-o", str(tmp_path / "out")])
 

@@ -247,7 +247,7 @@ def test_a_refused_start_leaves_the_folder_as_it_was(
     arguments = ranks.arguments(dataset, tmp_path / "run")
     other = [word for word in arguments if "model.arch" not in word]
     refused = ranks.run(
-        [*other, "--model.arch=resnet18", "--resume.allow=model.arch"], tmp_path, ranks=1
+        [*other, "--model.arch=timm/test_resnet", "--resume.allow=model.arch"], tmp_path, ranks=1
     )
     assert refused.codes == [BAD_INPUT], refused.outputs
     assert "the saved state does not fit this network" in refused.outputs[0]
