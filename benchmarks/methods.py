@@ -99,14 +99,14 @@ def read(path: Path) -> dict[str, Any]:
         table = yaml.safe_load(path.read_text())
         if isinstance(table["recipe"], str):
             table["recipe"] = yaml.safe_load((path.parent / table["recipe"]).read_text())
-        return {key: table[key] for key in ("recipe", "averages", "methods")}
+        return {key: table[key] for key in ("recipe", "base", "methods")}
     except OSError as error:
         raise UserError(
             f"--methods={path}: {error.filename} cannot be read ({error.strerror})"
         ) from None
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
-            f"--methods={path}: expected recipe, averages and methods, as benchmarks/methods.yaml has them"
+            f"--methods={path}: expected recipe, base and methods, as benchmarks/methods.yaml has them"
         ) from error
 
 
@@ -124,7 +124,7 @@ def chosen(table: Mapping[str, Any], only: str) -> dict[str, Any]:
             raise UserError(
                 f"--only: no method '{name}'" + (f"; did you mean {near}?" if near else "")
             )
-    return {BASE: {"averages": table["averages"]}} | {name: methods[name] for name in names}
+    return {BASE: table["base"]} | {name: methods[name] for name in names}
 
 
 def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,13 @@ def test_a_method_is_a_recipe_that_differs_in_what_it_says(
         if value != yaml.safe_load(base.to_yaml())[key]
     }
     assert sections == changes.keys()
-    assert load(methods.changed(table["recipe"], {"averages": table["averages"]}), tmp_path)
+    assert load(methods.changed(table["recipe"], table["base"]), tmp_path)
 
 
 def test_the_recipe_may_be_a_file_beside_the_methods(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("training: {epochs: 2}")
     path = tmp_path / "methods.yaml"
-    path.write_text("{recipe: recipe.yaml, averages: [], methods: {}}")
+    path.write_text("{recipe: recipe.yaml, base: {}, methods: {}}")
     assert methods.read(path)["recipe"] == {"training": {"epochs": 2}}
     (tmp_path / "recipe.yaml").unlink()
     with pytest.raises(UserError, match=r"methods.yaml: .*/recipe.yaml cannot be read \(No such"):
@@ -52,7 +52,7 @@ def test_the_recipe_may_be_a_file_beside_the_methods(tmp_path: Path) -> None:
         methods.read(tmp_path / "none.yaml")
     for text in ("[1]", "recipe: {}", "", "{"):
         path.write_text(text)
-        with pytest.raises(UserError, match="expected recipe, averages and methods, as"):
+        with pytest.raises(UserError, match="expected recipe, base and methods, as"):
             methods.read(path)
 
 
