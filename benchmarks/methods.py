@@ -1,13 +1,14 @@
 """What each method does to accuracy: a small recipe, varied, over several seeds.
 
     python -m benchmarks.methods --train_dataset FILE --val_dataset FILE --folder runs/methods
-        [--seeds 3] [--only NAME,NAME] [--markdown FILE]
+        [--methods benchmarks/averages.yaml] [--seeds 3] [--only NAME,NAME] [--markdown FILE]
 
-``benchmarks/methods.yaml`` has the recipe and what each method changes in it. Each run is a process of
-its own on one core, as many at a time as there are cores, one seed after another, so that the table
-fills evenly; a run that is finished is not repeated, so the same command continues. The table has the
-mean top-1 of each method, its standard deviation over the seeds, and the mean difference from the
-recipe as it is with the standard error of that (paired by seed: both saw the same samples).
+``benchmarks/methods.yaml`` (or ``--methods``) has the recipe and what each method changes in it. Each run
+is a process of its own on one core, as many at a time as there are cores, one seed after another, so
+that the table fills evenly; a run that is finished is not repeated, so the same command continues. The
+table has the mean top-1 of each method, its standard deviation over the seeds, and the mean difference
+from the recipe as it is with the standard error of that (paired by seed: both saw the same samples);
+and the same of the loss on the validation set, which small validation sets tell apart sooner.
 """
 
 import os
@@ -50,6 +51,8 @@ class Compared(Options):
     """Of the runs: `METHOD/SEED` each."""
     seeds: Annotated[int, Range(at_least=2, at_most=100)] = 3
     """Runs of each method."""
+    methods: str = str(METHODS)
+    """The file with the recipe, or with the path to it, and the methods."""
     only: str = ""
     """Methods, separated by commas; empty for all."""
     markdown: str = ""
@@ -62,14 +65,14 @@ class Line(NamedTuple):
     name: str
     top_1: list[float]
     """In %, of each seed."""
-    differences: list[float]
-    """From the recipe as it is, with the same seed."""
+    loss: list[float]
+    """On the validation set, of each seed."""
 
 
 def main() -> None:
     """Train what is missing and print the table."""
     options = command_line.read(Compared, sys.argv[1:], __doc__ or "")
-    table = yaml.safe_load(METHODS.read_text())
+    table = read(Path(options.methods))
     methods = chosen(table, options.only)
     folder = Path(options.folder)
     recipes = {
@@ -86,6 +89,27 @@ def main() -> None:
             file.write(markdown(lines).encode())
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What is compared; ``recipe`` may be the path to one, beside the file.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        table = yaml.safe_load(path.read_text())
+        if isinstance(table["recipe"], str):
+            table["recipe"] = yaml.safe_load((path.parent / table["recipe"]).read_text())
+        return {key: table[key] for key in ("recipe", "base", "methods")}
+    except OSError as error:
+        raise UserError(
+            f"--methods={path}: {error.filename} cannot be read ({error.strerror})"
+        ) from None
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--methods={path}: expected recipe, base and methods, as benchmarks/methods.yaml has them"
+        ) from error
+
+
 def chosen(table: Mapping[str, Any], only: str) -> dict[str, Any]:
     """What the recipe as it is, and the methods of these names, change in it.
 
@@ -100,7 +124,7 @@ def chosen(table: Mapping[str, Any], only: str) -> dict[str, Any]:
             raise UserError(
                 f"--only: no method '{name}'" + (f"; did you mean {near}?" if near else "")
             )
-    return {BASE: {"averages": table["averages"]}} | {name: methods[name] for name in names}
+    return {BASE: table["base"]} | {name: methods[name] for name in names}
 
 
 def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,35 +210,43 @@ def last_row(folder: Path) -> dict[str, Any]:
 
 
 def results(rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> Iterator[Line]:
-    """The lines of the table; below the recipe as it is its averages.
+    """The lines of the table; below a method its averages.
 
     Args:
         rows: the last of each run's log, for each method and seed.
     """
     seeds = sorted({seed for _, seed in rows})
-    base = [rows[BASE, seed]["top_1"] for seed in seeds]
 
-    def line(name: str, top_1: list[float]) -> Line:
-        return Line(name, top_1, [a - b for a, b in zip(top_1, base, strict=True)])
+    def line(method: str, name: str, prefix: str = "") -> Line:
+        each = [rows[method, seed] for seed in seeds]
+        return Line(name, *([row[prefix + key] for row in each] for key in ("top_1", "val_loss")))
 
-    for name in dict.fromkeys(name for name, _ in rows):
-        yield line(name, [rows[name, seed]["top_1"] for seed in seeds])
-        if name == BASE:
-            for average in AVERAGES.names:
-                if (key := f"{average}_top_1") in rows[BASE, seeds[0]]:
-                    yield line(average, [rows[BASE, seed][key] for seed in seeds])
-
-
-def cells(line: Line) -> tuple[str, str, str]:
-    """Name, mean and spread, difference and its standard error."""
-    top_1 = f"{statistics.mean(line.top_1):.2f} ± {statistics.stdev(line.top_1):.2f}"
-    if line.name == BASE:
-        return line.name, top_1, ""
-    error = statistics.stdev(line.differences) / len(line.differences) ** 0.5
-    return line.name, top_1, f"{statistics.mean(line.differences):+.2f} ± {error:.2f}"
+    for method in dict.fromkeys(method for method, _ in rows):
+        yield line(method, method)
+        for average in AVERAGES.names:
+            if f"{average}_top_1" in rows[method, seeds[0]]:
+                name = average if method == BASE else f"{method}: {average}"
+                yield line(method, name, f"{average}_")
 
 
-HEADS = ("method", "top-1 in %, ± deviation", "difference, ± standard error")
+def cells(line: Line, base: Line) -> tuple[str, ...]:
+    """Name, mean and spread, difference and its standard error; top-1 and loss."""
+    found = [line.name]
+    for ours, theirs, digits in ((line.top_1, base.top_1, 2), (line.loss, base.loss, 4)):
+        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        found.append(f"{statistics.mean(ours):.{digits}f} ± {statistics.stdev(ours):.{digits}f}")
+        found.append(f"{statistics.mean(differences):+.{digits}f} ± {error:.{digits}f}")
+    return tuple(found) if line is not base else (line.name, found[1], "", found[3], "")
+
+
+HEADS = (
+    "method",
+    "top-1 in %, ± deviation",
+    "difference, ± standard error",
+    "validation loss, ± deviation",
+    "difference, ± standard error",
+)
 
 
 def show(lines: list[Line]) -> None:
@@ -223,13 +255,13 @@ def show(lines: list[Line]) -> None:
     for head in HEADS[1:]:
         table.add_column(head, justify="right")
     for line in lines:
-        table.add_row(*cells(line))
+        table.add_row(*cells(line, lines[0]))
     Console().print(table)
 
 
 def markdown(lines: list[Line]) -> str:
     """The table as Markdown."""
-    rows = [HEADS, ("---", "---:", "---:"), *map(cells, lines)]
+    rows = [HEADS, ("---", *["---:"] * 4), *(cells(line, lines[0]) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

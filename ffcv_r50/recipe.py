@@ -57,6 +57,12 @@ def resolution(config: Config, epoch: int) -> int:
     return settings.resolution_at(config.schedule.resolution, epoch)
 
 
+def evaluates_averages(config: Config, epoch: int) -> bool:
+    """Whether the averages are evaluated after an epoch, beside the network."""
+    done = epoch + 1
+    return done % config.validation.averages_every == 0 or done == config.training.epochs
+
+
 def share_of_steps(config: Config, plan: Plan, steps: int, processes: str) -> str:
     """How the epochs are cut into steps and the steps into micro-batches, in a line.
 

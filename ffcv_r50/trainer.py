@@ -236,7 +236,9 @@ class Run:
         config, progress = self.config, self.progress
         epoch = progress.epoch
         began = time.perf_counter()
-        networks, averages = self.train_step.networks(), {}
+        networks, averages = {NETWORK: self.train_step.network}, {}
+        if recipe.evaluates_averages(config, epoch):
+            networks |= self.train_step.networks()
         chosen = config.checkpoint.weights if config.checkpoint.weights in networks else NETWORK
         predictions = Predictions(self.val_set.num_samples, self.world.device)
         for name, network in networks.items():

@@ -24,6 +24,7 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.distributed import World
 from ffcv_r50.errors import UserError
 from ffcv_r50.keyframes import Keyframes
+from ffcv_r50.run.compatibility import differences
 from ffcv_r50.training.averages.ema import Ema
 from ffcv_r50.training.precision import Precision
 from tests.conftest import Dataset
@@ -131,6 +132,23 @@ def test_torchvisions_second_recipe() -> None:
     (average,) = loaded.averages
     assert isinstance(average, Ema)
     assert average.half_life == pytest.approx(half_life, rel=0.02)
+
+
+def test_mosaics_recipes_add_methods_to_each_other() -> None:
+    """As its own files do; the sizes grow from 0.4 (hot: 0.2) to 0.8 of the run."""
+    mild, medium, hot = (
+        load(f"rn50_{name}")
+        for name in ("60ep_mosaic_mild", "90ep_mosaic_medium", "360ep_mosaic_hot")
+    )
+    longer = ["schedule.lr", "schedule.resolution", "training.epochs", "training.label_smoothing"]
+    assert differences(mild, medium) == ["augment", "sam.interval", "sam.rho", *longer]
+    more = ["augment", "model.stochastic_depth", "sam.interval", *longer, "training.weight_decay"]
+    assert differences(medium, hot) == more
+    for recipe_, delay, first in ((mild, 0.4, 88), (medium, 0.4, 88), (hot, 0.2, 104)):
+        points = [point[:2] for point in recipe_.schedule.resolution.points]
+        epochs = recipe_.training.epochs
+        assert points == [(0, first), (delay * epochs, first), (0.8 * epochs, 176)]
+        assert recipe.plan(recipe_, 8).micro_batches == 1
 
 
 def test_the_demo_is_for_two_processes() -> None:

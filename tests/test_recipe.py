@@ -164,6 +164,27 @@ def test_one_more_row_is_one_more_field() -> None:
         Config(**dict(known) | more)
 
 
+def test_pairs_that_are_mixed_need_an_even_micro_batch() -> None:
+    batches = ("--training.batch_size=54", "--training.norm_batch_size=18")
+    mixed = load("rn50_16ep", "--augment=[{mix: {mixup: 0.2}}]", *batches)
+    assert recipe.plan(mixed, 3).micro_batch_size == 18
+    with pytest.raises(UserError) as raised:
+        recipe.plan(mixed, 6)
+    assert str(raised.value) == (
+        "augment: mix needs micro-batches of a multiple of 2 images, on 6 processes they have 9; "
+        "choose another number of processes or --training.norm_batch_size"
+    )
+
+
+def test_averages_are_evaluated_every_few_epochs_and_after_the_last() -> None:
+    every = {n: load("rn50_16ep", f"--validation.averages_every={n}") for n in (1, 5, 16, 99)}
+    done = {
+        n: [e + 1 for e in range(16) if recipe.evaluates_averages(config, e)]
+        for n, config in every.items()
+    }
+    assert done == {1: list(range(1, 17)), 5: [5, 10, 15, 16], 16: [16], 99: [16]}
+
+
 # --------------------------------------------------------------------------------- who does what
 
 

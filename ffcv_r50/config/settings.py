@@ -121,10 +121,10 @@ class Training(Options):
     label_smoothing: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Share of the target spread evenly over the classes."""
     weight_decay: Amount = 1e-4
-    """The L2 penalty of SGD and LARS, or the decoupled weight decay of AdamW and LAMB, and of SGD
-    where `optimizer.decoupled` asks for it."""
+    """The L2 penalty of SGD, LARS and Adam, or the decoupled weight decay of AdamW and LAMB, and of
+    SGD where `optimizer.decoupled` asks for it."""
     momentum: Annotated[float, Range(at_least=0, below=1)] = 0.9
-    """Momentum of SGD and LARS, or the first beta of AdamW and LAMB."""
+    """Momentum of SGD and LARS, or the first beta of Adam, AdamW and LAMB."""
     decay_norm_and_bias: bool = False
     """Apply weight decay to the parameters of normalisation layers and to biases, too."""
     lr_multipliers: dict[str, Annotated[Varying, Range(at_least=0)]] = Field(default_factory=dict)
@@ -197,6 +197,9 @@ class Validation(Options):
     """`flip` averages the predictions for each image and its mirror image."""
     batch_size: Count = 256
     """Images per process at a time. Has no effect on the result."""
+    averages_every: Annotated[int, Range(at_least=1)] = 1
+    """Epochs from one evaluation of the `averages` to the next. After the last epoch they are
+    evaluated in any case. Has no effect on their weights."""
 
 
 class Checkpoint(Options):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ffcv_r50.optim.adam import Adam
 from ffcv_r50.optim.adamw import AdamW
 from ffcv_r50.optim.lamb import Lamb
 from ffcv_r50.optim.lars import Lars
@@ -18,6 +19,7 @@ from ffcv_r50.optim.sgd import SGD
 __all__ = [
     "OPTIMIZERS",
     "SGD",
+    "Adam",
     "AdamW",
     "Lamb",
     "Lars",

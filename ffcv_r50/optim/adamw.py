@@ -17,7 +17,7 @@ class AdamW(Optimizer):
     eps: Annotated[float, Range(above=0)] = 1e-8
     """Added to the denominator."""
 
-    def build(self, groups: list[dict[str, Any]], *, momentum: float) -> torch.optim.AdamW:
+    def build(self, groups: list[dict[str, Any]], *, momentum: float) -> torch.optim.Optimizer:
         """torch's."""
         betas = (momentum, self.beta2)
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.eps, fused=on_cuda(groups))

@@ -1,6 +1,6 @@
 """The course of a run: its recipe, curves, speed and time over the epochs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,11 +111,7 @@ def _loss(run: Run) -> list[Series]:
         Series("training", ends, run.column("train_loss"), 0),
         Series("validation", ends, run.column("val_loss"), 1),
     ]
-    lines += [
-        Series(name, ends, run.column(run.key(name, "val_loss")), color, "dashed")
-        for name, color in _averages(run)
-    ]
-    return _known(lines)
+    return _known([*lines, *_averages(run, "val_loss")])
 
 
 def _gradient(run: Run) -> list[Series]:
@@ -136,16 +132,15 @@ def _accuracy(run: Run) -> list[Series]:
         Series("top-5", ends, run.column("top_5"), 2),
         Series("training top-1", ends, run.column("train_top_1"), 0),
     ]
-    lines += [
-        Series(f"{name} top-1", ends, run.column(run.key(name, "top_1")), color, "dashed")
-        for name, color in _averages(run)
-    ]
-    return _known(lines)
+    return _known([*lines, *_averages(run, "top_1", " top-1")])
 
 
-def _averages(run: Run) -> list[tuple[str, int]]:
-    names = sorted(name for name in run.networks if run.key(name, "top_1") != "top_1")
-    return [(name, 3 + i % 3) for i, name in enumerate(names)]
+def _averages(run: Run, quantity: str, words: str = "") -> Iterator[Series]:
+    """Through the epochs after which they were evaluated."""
+    for i, name in enumerate(sorted(run.averages)):
+        values = run.column(run.key(name, quantity))
+        there = np.isfinite(values)
+        yield Series(f"{name}{words}", run.ends[there], values[there], 3 + i % 3, "dashed")
 
 
 def _known(lines: Sequence[Series]) -> list[Series]:

@@ -147,10 +147,16 @@ class Run:
         return self.rows[-1]
 
     @property
+    def averages(self) -> list[str]:
+        """The names of those that the run has."""
+        return [AVERAGES.name_of(options) for options in self.config.averages]
+
+    @property
     def networks(self) -> list[str]:
-        """The network and its averages: the one that ``weights.pt`` is, or will be, comes first."""
+        """What the newest row of the log has of the network and its averages: the one that
+        ``weights.pt`` is, or will be, comes first."""
         chosen = self.config.checkpoint.weights
-        every = [NETWORK, *(AVERAGES.name_of(options) for options in self.config.averages)]
+        every = [NETWORK, *self.averages]
         logged = [name for name in every if self.key(name, "top_1") in self.last]
         return sorted(logged, key=lambda name: name != chosen)
 

@@ -225,6 +225,8 @@ def _chosen(config: Config) -> dict[str, str]:
         )
     if config.averages:
         chosen["averages"] = "; ".join(AVERAGES.name_of(a) + _options(a) for a in config.averages)
+        if (every := config.validation.averages_every) > 1:
+            chosen["averages"] += f"; evaluated every {every} epochs"
     return chosen
 
 

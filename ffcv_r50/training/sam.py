@@ -26,12 +26,12 @@ class Sam(Options):
 
     rho: Annotated[Varying, Range(at_least=0)] = Varying(0.0)
     """How far from the weights the gradient of a step is taken, up along the gradient at the weights;
-    0 is plain training, the paper and Mosaic have 0.05. Such a step has two forward and backward
+    0 is plain training, the paper has 0.05, Mosaic's recipes 0.5. Such a step has two forward and backward
     passes, the second one over the same images, which stay in memory between them (as bytes, at 224 px
     0.15 MB for each of a process's images of the step; as float32, 0.6 MB, where images are mixed or
     erased), beside a copy of the weights."""
     interval: Annotated[int, Range(at_least=1)] = 1
-    """In every so many steps; the others are plain ones. Mosaic has up to 10."""
+    """In every so many steps; the others are plain ones. Mosaic has 10 or 5."""
 
     def radius(self, step: Step) -> float:
         """:attr:`rho` in this step; 0 where it is a plain one."""

@@ -96,7 +96,7 @@ BAD: list[tuple[str, str, Any]] = [
     ("epoch that is a word", "schedule.lr", {"0": 1, "end": 0}),
     ("interpolation that is none", "schedule.lr", {"0": 1, "interpolation": "cubic"}),
     ("bad keyframes in a row that may be null", "schedule.momentum", {"0": "high"}),
-    ("unknown optimizer", "optimizer", {"name": "adam"}),
+    ("unknown optimizer", "optimizer", {"name": "adamv"}),
     ("foreign option", "optimizer", {"name": "adamw", "nesterov": True}),
     ("option of another where none is named", "optimizer", {"eps": 1e-6}),
     ("option out of range", "optimizer", {"name": "adamw", "eps": 0}),

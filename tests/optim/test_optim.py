@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ffcv_r50 import models, optim
 from ffcv_r50.config import declaration, reader
 from ffcv_r50.config.settings import Config
-from ffcv_r50.optim import OPTIMIZERS, SGD, AdamW, Lamb, Lars, Optimizer
+from ffcv_r50.optim import OPTIMIZERS, SGD, Adam, AdamW, Lamb, Lars, Optimizer
 
 SCHEDULE = [(0.05, 0.9, 0.01), (0.02, 0.95, 0.02), (0.01, 0.85, 0.0), (0.01, 0.9, 0.03)]
 """Learning rate, momentum and weight decay of some steps."""
@@ -118,10 +118,11 @@ def test_sgd_is_torchs_to_the_bit(nesterov: bool) -> None:
         assert one.state[a]["momentum_buffer"].stride() == two.state[b]["momentum_buffer"].stride()
 
 
-def test_adamw_is_torchs() -> None:
+@pytest.mark.parametrize(("kind", "torchs"), [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)])
+def test_adam_and_adamw_are_torchs(kind: type[AdamW], torchs: type[Any]) -> None:
     ours, theirs = network(), network()
-    train(AdamW(beta2=0.99, eps=1e-6), ours)
-    train_with_torch(torch.optim.AdamW, theirs, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+    train(kind(beta2=0.99, eps=1e-6), ours)
+    train_with_torch(torchs, theirs, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert bits(a) == bits(b)
 
@@ -332,6 +333,7 @@ def test_a_first_step_that_overflows_leaves_no_garbage() -> None:
 ALL = [
     SGD(nesterov=True),
     SGD(decoupled=True),
+    Adam(),
     AdamW(),
     Lars(nesterov=True),
     Lamb(),

@@ -143,3 +143,20 @@ def test_every_recipe_with_a_published_result_is_understood() -> None:
     for path in sorted(folder.RECIPES.glob("*.yaml")):
         text = path.read_text()
         assert bool(folder.PUBLISHED.search(text)) == ("# Published: " in text), path
+
+
+def test_the_line_of_an_average_goes_through_the_epochs_that_have_it(made: Run) -> None:
+    """Which is evaluated every few epochs; the newest row of a run under way may have none."""
+    rows = [
+        {key: value for key, value in row.items() if (i + 1) % 5 == 0 or not key.startswith("ema")}
+        for i, row in enumerate(made.rows)
+    ]
+    run = replace(made, rows=rows)
+    lines = [line for panel in course.curve_panels(run) for line in panel.series]
+    found = {line.label: line for line in lines if line.label.startswith("ema")}
+    assert found.keys() == {"ema", "ema top-1"}
+    for label, key in (("ema", "ema_val_loss"), ("ema top-1", "ema_top_1")):
+        assert np.array_equal(found[label].x, [5, 10])
+        assert np.array_equal(found[label].y, made.column(key)[[4, 9]])
+    assert run.networks == ["network"]
+    assert course.curves(run)

@@ -213,6 +213,15 @@ def test_the_phases_of_a_run(tiny: Path) -> None:
     assert found[0].seconds == pytest.approx(6400 * by_hand / 2)
 
 
+def test_averages_that_are_evaluated_less_often_cost_less(tiny: Path) -> None:
+    """Of four epochs after the third and the last."""
+    found = needs.kinds(load(tiny, "--validation.averages_every=3"), Images(3200, 3210, 100, 10))
+    assert [kind[:3] for kind in found][2:] == [
+        ("statistics 64 px", 2, 128),
+        ("evaluation 64 px", 4, (4 + 2 + 2) * 100),
+    ]
+
+
 def test_a_loader_with_few_cores_is_what_the_run_waits_for(tiny: Path) -> None:
     machine = hardware.find("a100", 1)
     images = Images(3200, 3200, 0, 10)

@@ -214,6 +214,11 @@ def test_what_is_chosen_by_name_is_on_the_page(capsys: pytest.CaptureFixture[str
     assert "averages" not in page
     page = squeeze(page_of(capsys, "--averages=[{ema: {half_life: 2}}]"))
     assert "averages ema, half life 2.0" in page
+    assert "evaluated every" not in page
+    page = squeeze(
+        page_of(capsys, "--averages=[{ema: {half_life: 2}}]", "--validation.averages_every=4")
+    )
+    assert "averages ema, half life 2.0; evaluated every 4 epochs" in page
 
 
 def test_rates_of_parts_are_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:

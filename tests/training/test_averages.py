@@ -1,15 +1,21 @@
-"""Averages of the weights against torch's own and a brute-force sum."""
+"""Averages of the weights against torch's own and a brute-force sum; in a run, when they are evaluated."""
+
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ffcv_r50.errors import FINISHED
 from ffcv_r50.training.averages import AVERAGES, AverageOptions
 from ffcv_r50.training.averages.ema import Ema, ExponentialMovingAverage
 from ffcv_r50.training.averages.precise_bn import PreciseBatchNorm
 from ffcv_r50.training.averages.swa import Swa
 from ffcv_r50.training.protocols import Average, Step
+from tests import ranks
+from tests.conftest import Dataset
 
 STEPS_PER_EPOCH = 7
 
@@ -128,3 +134,37 @@ def test_precise_bn_is_the_newest_and_keeps_what_was_computed_for_it() -> None:
 
 def test_they_have_names() -> None:
     assert [AVERAGES[name] for name in ("ema", "swa", "precise_bn")] == [Ema, Swa, PreciseBatchNorm]
+
+
+@pytest.mark.slow
+def test_evaluated_every_few_epochs_they_are_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    """Also where the run is killed after an epoch that evaluated the network alone."""
+    names = ("ema", "swa", "precise_bn")
+    listed = "[{ema: {half_life: 1}}, {swa: {start: 0.5, period: 0.5, images: 20}}, {precise_bn: {images: 20}}]"
+    more = ("--training.epochs=3", "--schedule.lr={0: 0.01}", "--schedule.resolution={0: 32}")
+
+    def train(name: str, every: int, *codes: int) -> Path:
+        chosen = (f"--averages={listed}", f"--validation.averages_every={every}", *more)
+        arguments = ranks.arguments(dataset, tmp_path / name, *chosen, "--checkpoint.weights=swa")
+        for code in codes:
+            hook = ranks.at_step(ranks.STEPS + 1, signal.SIGKILL) if code < 0 else None
+            ended = ranks.run(arguments, tmp_path / name, ranks=1, hook=hook)
+            assert ended.codes == [code], ended.outputs
+        return tmp_path / name
+
+    each, second = (
+        train("each", 1, FINISHED),
+        train("second", 2, -signal.SIGKILL, FINISHED),
+    )
+    for epoch, (full, row) in enumerate(zip(ranks.log(each), ranks.log(second), strict=True)):
+        alone = {k: v for k, v in full.items() if not k.startswith(names)}
+        assert len(alone) == len(full) - 3 * len(names)
+        assert row == (alone if epoch == 0 else full)
+    for file in (
+        "weights.pt",
+        *(f"weights_{name}.pt" for name in ("network", "ema", "precise_bn")),
+    ):
+        one, two = (torch.load(run / file, weights_only=True) for run in (each, second))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert torch.equal(one[key], two[key]), (file, key)

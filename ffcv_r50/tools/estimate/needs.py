@@ -110,7 +110,9 @@ def kinds(config: Config, images: Images) -> Iterator[Kind]:
 
 
 def _averages(config: Config, epoch: int) -> list[AverageOptions]:
-    """Those that there are at the end of an epoch."""
+    """Those that are evaluated at the end of an epoch."""
+    if not recipe.evaluates_averages(config, epoch):
+        return []
     return [average for average in config.averages if epoch + 1 >= average.begins]
 
 

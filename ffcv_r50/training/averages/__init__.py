@@ -1,7 +1,7 @@
 """Second sets of weights that follow the network, by the names that recipes use.
 
 An average is a :class:`~ffcv_r50.training.protocols.Average`. It is updated after each optimizer step,
-is part of the checkpoint, and is evaluated after each epoch beside the network itself.
+is part of the checkpoint, and is evaluated beside the network itself, after each epoch or every few.
 """
 
 from typing import Annotated
