@@ -220,13 +220,16 @@ def start_from_weights(config: Config, network: nn.Module, console: Console) -> 
 
 
 def batch_transforms(config: Config, num_classes: int, device: torch.device) -> list[Transform]:
-    """What happens to a batch on the device before the network sees it."""
+    """What happens to a batch on the device before the network sees it.
+
+    Without any, bytes go to the forward pass, which normalises them and may be compiled.
+    """
     chosen = [
         options.build(num_classes, transform_stream(row))
         for row, options in enumerate(config.augment)
         if isinstance(options, BatchOptions)
     ]
-    return [Normalize(device), *chosen]
+    return [Normalize(device), *chosen] if chosen else []
 
 
 def lr_parts(config: Config, network: nn.Module) -> Parts:

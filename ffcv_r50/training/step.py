@@ -20,7 +20,6 @@ from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
 from ffcv_r50.training.sam import PLAIN, Sam, uphill
-from ffcv_r50.training.transforms.normalize import Normalize
 
 
 class TrainStep:
@@ -29,7 +28,8 @@ class TrainStep:
     Args:
         network: on its device, the same on every rank.
         optimizer: of its parameters.
-        transforms: applied to each micro-batch in order; the first one normalises.
+        transforms: applied to each micro-batch in order. The first of them normalises; without any,
+            the forward pass does, which may be compiled.
         loss: what is minimised.
         averages: follow the network, by the name that logs call them.
         precision: that the network computes in.
@@ -66,9 +66,7 @@ class TrainStep:
         self.averages = averages
         self.precision = precision
         self.scaler = precision.scaler()
-        # Alone, normalising is left to the forward pass, which may be compiled.
-        alone = [type(transform) for transform in transforms] == [Normalize]
-        self._transforms = [] if alone else transforms
+        self._transforms = transforms
         self._loss = loss
         self.clip = clipping
         self._sam = sam

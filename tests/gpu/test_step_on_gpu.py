@@ -22,7 +22,6 @@ from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Loss, Step
 from ffcv_r50.training.step import TrainStep
-from ffcv_r50.training.transforms.normalize import Normalize
 from tests import ranks
 from tests.conftest import Dataset
 
@@ -54,7 +53,7 @@ def train_step(
     return TrainStep(
         net,
         optim.SGD().build(optim.parameter_groups(net, False), momentum=0.9),
-        transforms=[Normalize(DEVICE)],
+        transforms=[],
         loss=loss,
         averages={},
         precision=Precision(precision, DEVICE),

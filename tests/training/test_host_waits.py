@@ -201,13 +201,11 @@ def train_step(
     net = network()
     parts = optim.Parts(net, {"0": Varying(0.0)} if frozen else None, epochs=1)
     groups = optim.parameter_groups(net, False, parts=parts)
+    chosen = [options.build(CLASSES, i << 16) for i, options in enumerate(transforms, 64)]
     return TrainStep(
         net,
         (optimizer or SGD()).build(groups, momentum=0.9),
-        transforms=[
-            Normalize(DEVICE),
-            *(options.build(CLASSES, i << 16) for i, options in enumerate(transforms, 64)),
-        ],
+        transforms=[Normalize(DEVICE), *chosen] if chosen else [],
         loss=(loss or CrossEntropy()).build(CLASSES),
         averages={str(options): options.build(network(), 2) for options in averages},
         precision=Precision("fp32", DEVICE),
@@ -319,7 +317,7 @@ def test_a_step_waits_for_one_collective(tmp_path: Path) -> None:
         step = TrainStep(
             net,
             SGD().build(optim.parameter_groups(net, False), momentum=0.9),
-            transforms=[Normalize(CPU)],
+            transforms=[],
             loss=CrossEntropy().build(CLASSES),
             averages={},
             precision=Precision("fp32", CPU),

@@ -66,7 +66,7 @@ def train_step(model: nn.Module, sam: Sam, ranks: int = 1, loss: Loss = cross_en
     return TrainStep(
         model,
         optim.SGD().build(optim.parameter_groups(model, True), momentum=0.9),
-        transforms=[Normalize(CPU)],
+        transforms=[],
         loss=loss,
         averages={},
         precision=Precision("fp32", CPU),
