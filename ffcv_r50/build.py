@@ -292,6 +292,9 @@ def train_step(
         clipping=config.clipping.build(network, models.classifier(network)),
         sam=config.sam,
         parts=parts,
+        # Compiled, a backward pass gives all gradients at its end: nothing to overlap with.
+        overlapped=world.several_nodes and not training.compile,
+        reduce_bf16=training.reduce_precision == "bf16",
     )
 
 

@@ -3,6 +3,8 @@
 Two ranks cannot show it: a + b = b + a, however a sum is laid out.
 """
 
+import functools
+import os
 import signal
 from pathlib import Path
 
@@ -13,20 +15,40 @@ from tests import ranks
 from tests.conftest import Dataset
 
 
+def on_nodes(each: int, more: ranks.Hook | None) -> None:
+    """A hook: the launcher says that so many ranks are on a node."""
+    os.environ["LOCAL_WORLD_SIZE"] = f"{each}"
+    os.environ["LOCAL_RANK"] = f"{int(os.environ['RANK']) % each}"
+    if more:
+        more()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [4, 8])
+@pytest.mark.parametrize(
+    ("world_size", "nodes", "more"),
+    [
+        (4, 1, ("--training.norm_batch_size=2",)),
+        (8, 1, ("--training.norm_batch_size=2",)),
+        # Sums begin during the backward pass, among those of batch-norm that two neighbours share.
+        (4, 2, ("--training.norm_batch_size=8",)),
+        (8, 2, ("--training.norm_batch_size=4",)),
+        (4, 2, ("--training.norm_batch_size=4", "--training.reduce_precision=bf16")),
+    ],
+)
 def test_killed_in_the_middle_of_an_epoch(
-    dataset: Dataset, tmp_path: Path, world_size: int
+    dataset: Dataset, tmp_path: Path, world_size: int, nodes: int, more: tuple[str, ...]
 ) -> None:
-    more = ("--training.norm_batch_size=2", "--validation.batch_size=4")
+    def run(folder: Path, hook: ranks.Hook | None = None) -> ranks.Ended:
+        arguments = ranks.arguments(dataset, folder, "--validation.batch_size=4", *more)
+        on = functools.partial(on_nodes, world_size // nodes, hook)
+        return ranks.run(arguments, folder, ranks=world_size, hook=on)
+
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
-    ended = ranks.run(ranks.arguments(dataset, undisturbed, *more), undisturbed, ranks=world_size)
+    ended = run(undisturbed)
     assert ended.codes == [FINISHED] * world_size, ended.outputs
-    arguments = ranks.arguments(dataset, broken, *more)
-    hook = ranks.at_step(6, signal.SIGKILL)
-    killed = ranks.run(arguments, broken, ranks=world_size, hook=hook)
+    killed = run(broken, ranks.at_step(6, signal.SIGKILL))
     assert killed.codes == [-signal.SIGKILL] * world_size, killed.outputs
-    continued = ranks.run(arguments, broken, ranks=world_size)
+    continued = run(broken)
     assert continued.codes == [FINISHED] * world_size, continued.outputs
     assert "continuing after epoch 1 of 3 and" in continued.outputs[0]
     ranks.assert_same_run(undisturbed, broken)
