@@ -36,6 +36,9 @@ from ffcv_r50.training.trace import Trace
 from ffcv_r50.training.transforms import BatchOptions, ImageOptions
 from ffcv_r50.training.transforms.normalize import Normalize
 
+COMPILED_PIECES = 8
+"""Of a compiled network on several nodes: more of them fuse less, fewer give gradients later."""
+
 # ------------------------------------------------------------------------------------------- data
 
 
@@ -246,7 +249,8 @@ def lr_parts(config: Config, network: nn.Module) -> Parts:
 def forward(config: Config, world: distributed.World) -> Forward:
     """What runs the network, compiled where the configuration asks for it."""
     if config.training.compile:
-        return CompiledForward(world.device, Console(world.is_main).say)
+        pieces = COMPILED_PIECES if world.several_nodes else 1
+        return CompiledForward(world.device, Console(world.is_main).say, pieces=pieces)
     return Forward(world.device)
 
 
@@ -292,8 +296,7 @@ def train_step(
         clipping=config.clipping.build(network, models.classifier(network)),
         sam=config.sam,
         parts=parts,
-        # Compiled, a backward pass gives all gradients at its end: nothing to overlap with.
-        overlapped=world.several_nodes and not training.compile,
+        overlapped=world.several_nodes,
         reduce_bf16=training.reduce_precision == "bf16",
     )
 

@@ -11,36 +11,48 @@ from pathlib import Path
 import pytest
 
 from ffcv_r50.errors import FINISHED
+from ffcv_r50.trainer import TakeStep
+from ffcv_r50.training.step import TrainStep
 from tests import ranks
 from tests.conftest import Dataset
 
 
-def on_nodes(each: int, more: ranks.Hook | None) -> None:
-    """A hook: the launcher says that so many ranks are on a node."""
+def on_nodes(each: int, bf16: bool, more: ranks.Hook | None) -> None:
+    """A hook: the launcher says that so many ranks are on a node. Sees to it that the step sums so."""
     os.environ["LOCAL_WORLD_SIZE"] = f"{each}"
     os.environ["LOCAL_RANK"] = f"{int(os.environ['RANK']) % each}"
+
+    def check(take: TakeStep, train_step: TrainStep) -> TakeStep:
+        sums = train_step._sums
+        assert (len(sums._buckets) > 1) == (each < int(os.environ["WORLD_SIZE"]))
+        assert sums._bf16 == bf16
+        return take
+
+    ranks.wrap_step(check)
     if more:
         more()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world_size", "nodes", "more"),
+    ("world_size", "nodes", "norm", "precision"),
     [
-        (4, 1, ("--training.norm_batch_size=2",)),
-        (8, 1, ("--training.norm_batch_size=2",)),
+        (4, 1, 2, "fp32"),
+        (8, 1, 2, "fp32"),
+        (4, 2, 2, "bf16"),
         # Sums begin during the backward pass, among those of batch-norm that two neighbours share.
-        (4, 2, ("--training.norm_batch_size=8",)),
-        (8, 2, ("--training.norm_batch_size=4",)),
-        (4, 2, ("--training.norm_batch_size=4", "--training.reduce_precision=bf16")),
+        (8, 2, 4, "fp32"),
     ],
 )
 def test_killed_in_the_middle_of_an_epoch(
-    dataset: Dataset, tmp_path: Path, world_size: int, nodes: int, more: tuple[str, ...]
+    dataset: Dataset, tmp_path: Path, world_size: int, nodes: int, norm: int, precision: str
 ) -> None:
+    more = ["--validation.batch_size=4", f"--training.norm_batch_size={norm}"]
+    more += [f"--training.reduce_precision={precision}"]
+
     def run(folder: Path, hook: ranks.Hook | None = None) -> ranks.Ended:
-        arguments = ranks.arguments(dataset, folder, "--validation.batch_size=4", *more)
-        on = functools.partial(on_nodes, world_size // nodes, hook)
+        arguments = ranks.arguments(dataset, folder, *more)
+        on = functools.partial(on_nodes, world_size // nodes, precision == "bf16", hook)
         return ranks.run(arguments, folder, ranks=world_size, hook=on)
 
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"

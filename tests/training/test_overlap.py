@@ -137,18 +137,27 @@ def test_buckets_begin_whole_and_before_the_backward_pass_is_over(
         assert torch.equal(tensor, theirs.state_dict()[name]), name
 
 
-def test_compiled_steps_sum_the_same() -> None:
-    """A compiled backward pass gives all gradients at its end."""
+def test_compiled_in_pieces_buckets_begin_early_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     ours, theirs = network(), network()
-    compiled = CompiledForward(CPU, lambda _: None, "aot_eager")
+    seen = Seen(ours)
+    monkeypatch.setattr(distributed, "begin_all_reduce_sum", seen.begin_all_reduce_sum)
+    lines: list[str] = []
+    compiled = CompiledForward(CPU, lines.append, "aot_eager", pieces=4)
     step = train_step(ours, overlapped=True, forward=compiled)
-    at_once = train_step(theirs, overlapped=False)
-    for number in range(2):
-        torch.testing.assert_close(
-            step(batches(number), at(number)), at_once(batches(number), at(number))
-        )
+    values = step(batches(0), at(0))
+    *buckets, _ = seen.begun
+    gradient = seen.first.grad
+    assert gradient is not None
+    assert not torch.equal(buckets[0][2], gradient), "the first layer's was still to come"
+    for summed, when_begun, _ in buckets:
+        assert torch.equal(summed, when_begun)
+    monkeypatch.undo()
+    torch.testing.assert_close(values, train_step(theirs, overlapped=False)(batches(0), at(0)))
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+    assert [line.rpartition(" in ")[0] for line in lines] == [
+        "compiled training for 6 images of 8 x 8 px"
+    ]
 
 
 # ---------------------------------------------------------------------------------------- four ranks
