@@ -358,7 +358,7 @@ def _ours(arch: str, cell: Cell, device: torch.device, forward: Forward) -> Take
     step = TrainStep(
         network,
         optim.SGD().build(optim.parameter_groups(network, False), momentum=0.9),
-        transforms=[Normalize(device)],
+        transforms=[],
         loss=cross_entropy,
         averages={},
         precision=Precision(cell.precision, device),

@@ -5,8 +5,8 @@
 Prints Markdown. Nothing here is measured but what the docstrings of the constants say was; published
 figures are called published, the rest are datasheets and assumptions. A step is what its parts take,
 one after the other: the passes over this GPU's images, not faster than Python starts kernels; the
-all-reduce behind them, which this toolkit does not overlap with anything; the collectives of batch-norm
-where GPUs share its statistics. An epoch is its steps at the rate of GPU or loader, whichever is slower,
+all-reduce, on several nodes as far as the last backward pass does not hide it; the collectives of
+batch-norm where GPUs share its statistics. An epoch is its steps at the rate of GPU or loader, whichever is slower,
 the evaluation and the checkpoint.
 """
 
@@ -21,6 +21,15 @@ RECIPES = Path(__file__).resolve().parents[1] / "rcp"
 IMAGES, VALIDATION = 1_281_167, 50_000
 GRADIENT_BYTES = 4 * (25_557_032 + 2 * 26_560)
 """The buffer of a step of ResNet-50: its parameters and batch-norm's statistics, in float32."""
+BUCKETS = (
+    (44_125_640, 0.11),
+    (32_030_720, 0.29),
+    (13_406_208, 0.45),
+    (4_212_736, 0.50),
+    (8_665_344, 1.0),
+)
+"""Of that buffer on several nodes, in the order of their sums: bytes, and the share of the backward pass
+(of its multiply-adds, counted) after which their gradients are there."""
 NORMS = 53
 GPUS_A_NODE = 8
 PUBLISHED_RATES = {160: 3518.0, 192: 2600.0}
@@ -78,6 +87,22 @@ def all_reduce(size: float, gpus: int, cluster: Cluster) -> float:
     return within + min(ring, tree)
 
 
+def visible(backward: float, gpus: int, cluster: Cluster) -> float:
+    """Seconds that the all-reduce makes a step longer.
+
+    Args:
+        backward: seconds of the last backward pass, which sums between nodes are taken not to slow down.
+        gpus: that share the step.
+        cluster: that they stand in.
+    """
+    if gpus <= GPUS_A_NODE:
+        return all_reduce(GRADIENT_BYTES, gpus, cluster)
+    end = 0.0
+    for size, share in BUCKETS:
+        end = max(end, share * backward) + all_reduce(size, gpus, cluster)
+    return end - backward
+
+
 def step(gpus: int, batch: int, norm_batch: int, rate: float, cluster: Cluster) -> dict[str, float]:
     """Seconds of the parts of a step.
 
@@ -90,11 +115,12 @@ def step(gpus: int, batch: int, norm_batch: int, rate: float, cluster: Cluster) 
     """
     own = batch / gpus
     passes = math.ceil(own / norm_batch)
+    computing = max(own / rate, passes * LAUNCHES)
     group = max(1, round(norm_batch / own))
     hop = LATENCY_NODE if group <= GPUS_A_NODE else LATENCY_NETWORK
     return {
-        "passes": max(own / rate, passes * LAUNCHES),
-        "all-reduce": all_reduce(GRADIENT_BYTES, gpus, cluster),
+        "passes": computing,
+        "all-reduce": visible(computing / passes * (1 - FORWARD_SHARE), gpus, cluster),
         # Of a few thousand numbers, so hops count, not bytes: a ring that gathers, and a sum back.
         "batch-norm": NORMS
         * hop

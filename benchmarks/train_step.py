@@ -13,12 +13,18 @@ the time of that, less that of as many steps without. ``vote_seconds`` bounds wh
 stopping adds to a step from above: an all-reduce of one number by itself, where the step's own
 all-reduce carries it. ``overhead_percent`` is the share of both with a save every 60 s.
 
+Under torchrun it measures as well what the sums of gradients over the processes cost: seconds of a
+step that sums all at once after its backward passes (as processes of one node do), of one that sums in
+buckets during the last of them (as those of several nodes do), and of one that does not sum. Each share
+is of the step that it is measured in. What batch-norm sums between processes is in all three.
+
 Without ``--data.train_dataset`` it writes photo-like images of its own; without ``--config`` it
 takes ResNet-50 with a batch of 512 on a GPU and ResNet-18 with a batch of 64 on a CPU. Under
 torchrun each figure is the sum over all processes.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import statistics
@@ -28,6 +34,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -113,12 +120,15 @@ def measure(
 ) -> dict[str, Any]:
     """The medians over all rounds, under the keys of ``--json``."""
     bench = Bench(config, options, dataset, world)
-    rates: dict[str, list[float]] = {kind: [] for kind in bench.kinds}
+    kinds = bench.kinds
+    if world.size > 1:
+        kinds = kinds | _sums(config, options, dataset, world)
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     with _temporary_folder(world) as folder:
         bench.saver = checkpoint.Saver(folder, 0.0, print)
         began = time.monotonic()
         for done in range(1, options.rounds + 1):
-            for kind, run in bench.kinds.items():
+            for kind, run in kinds.items():
                 rates[kind].append(run())
             if world.is_main:
                 left = (options.rounds - done) * (time.monotonic() - began) / done
@@ -132,7 +142,7 @@ def measure(
     step, load = medians["step"], medians["loader"]
     step_seconds = config.training.batch_size / step
     overhead = medians["save"] / SAVE_INTERVAL + medians["vote"] / step_seconds
-    return {
+    row = {
         "step_images_per_second": step,
         "loader_images_per_second": load,
         "both_images_per_second": medians["both"],
@@ -147,6 +157,11 @@ def measure(
         "model": config.model.network,
         "resolution": options.resolution,
     }
+    if world.size > 1:
+        for kind in ("at_once", "overlapped"):
+            row[f"{kind}_seconds"] = config.training.batch_size / medians[kind]
+            row[f"{kind}_share"] = 1 - medians[kind] / medians["not_summed"]
+    return row
 
 
 class Bench:
@@ -275,6 +290,31 @@ class Bench:
         return (time.perf_counter() - began) / repeats
 
 
+def _sums(
+    config: Config, options: Measured, dataset: Beton, world: distributed.World
+) -> dict[str, Callable[[], float]]:
+    """Images per second of steps that sum gradients over the processes at once, overlapped, or not."""
+    at_once, overlapped = (
+        Bench(config, options, dataset, dataclasses.replace(world, local_size=of_a_node))
+        for of_a_node in (world.size, 1)
+    )
+
+    def not_summed() -> float:
+        def nothing(tensor: torch.Tensor) -> Callable[[], object]:
+            return lambda: None
+
+        with mock.patch.multiple(
+            distributed, begin_all_reduce_sum=nothing, begin_all_reduce_sum_bf16=nothing
+        ):
+            return at_once.step_only()
+
+    return {
+        "at_once": at_once.step_only,
+        "overlapped": overlapped.step_only,
+        "not_summed": not_summed,
+    }
+
+
 def _rate(
     work: Callable[[int], None], config: Config, options: Measured, world: distributed.World
 ) -> float:
@@ -358,6 +398,11 @@ def _show(row: dict[str, Any], config: Config, options: Measured) -> None:
         f"at most {1e6 * float(row['vote_seconds']):.0f} us a step: together "
         f"{row['overhead_percent']:.2f} % with a save every {SAVE_INTERVAL:.0f} s"
     )
+    if row["processes"] > 1:
+        console.print(
+            f"sums over the processes: {row['at_once_share']:.1%} of a step where they follow its "
+            f"backward passes, {row['overlapped_share']:.1%} where they overlap with the last of them"
+        )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ from ffcv_r50.training.trace import Trace
 from ffcv_r50.training.transforms import BatchOptions, ImageOptions
 from ffcv_r50.training.transforms.normalize import Normalize
 
+COMPILED_PIECES = 8
+"""Of a compiled network on several nodes: more of them fuse less, fewer give gradients later."""
+
 # ------------------------------------------------------------------------------------------- data
 
 
@@ -220,13 +223,16 @@ def start_from_weights(config: Config, network: nn.Module, console: Console) -> 
 
 
 def batch_transforms(config: Config, num_classes: int, device: torch.device) -> list[Transform]:
-    """What happens to a batch on the device before the network sees it."""
+    """What happens to a batch on the device before the network sees it.
+
+    Without any, bytes go to the forward pass, which normalises them and may be compiled.
+    """
     chosen = [
         options.build(num_classes, transform_stream(row))
         for row, options in enumerate(config.augment)
         if isinstance(options, BatchOptions)
     ]
-    return [Normalize(device), *chosen]
+    return [Normalize(device), *chosen] if chosen else []
 
 
 def lr_parts(config: Config, network: nn.Module) -> Parts:
@@ -243,7 +249,8 @@ def lr_parts(config: Config, network: nn.Module) -> Parts:
 def forward(config: Config, world: distributed.World) -> Forward:
     """What runs the network, compiled where the configuration asks for it."""
     if config.training.compile:
-        return CompiledForward(world.device, Console(world.is_main).say)
+        pieces = COMPILED_PIECES if world.several_nodes else 1
+        return CompiledForward(world.device, Console(world.is_main).say, pieces=pieces)
     return Forward(world.device)
 
 
@@ -289,6 +296,8 @@ def train_step(
         clipping=config.clipping.build(network, models.classifier(network)),
         sam=config.sam,
         parts=parts,
+        overlapped=world.several_nodes,
+        reduce_bf16=training.reduce_precision == "bf16",
     )
 
 

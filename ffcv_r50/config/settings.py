@@ -137,6 +137,9 @@ class Training(Options):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """`fp16` goes with a gradient scaler; `auto` is bf16 on GPUs that have it, else fp16, and fp32
     on the CPU."""
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
+    """What processes send each other their gradients in. `bf16` halves the traffic; sums are fp32, and
+    each number is rounded twice, whatever the number of processes. A single one sends nothing."""
     channels_last: bool = True
     """Keep images as NHWC in memory: faster convolutions on GPUs with tensor cores."""
     compile: bool = False

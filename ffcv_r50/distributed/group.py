@@ -41,6 +41,11 @@ class World:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    @property
+    def several_nodes(self) -> bool:
+        """Whether its peers are on other machines too; the same on every rank."""
+        return self.size > self.local_size
+
 
 @contextlib.contextmanager
 def world(timeout_seconds: int, *, deterministic: bool = False) -> Iterator[World]:
@@ -266,6 +271,34 @@ def begin_all_reduce_sum(tensor: torch.Tensor) -> Callable[[], object]:
     """
     work = dist.all_reduce(tensor, async_op=True) if dist.is_initialized() else None
     return work.wait if work else lambda: None
+
+
+def begin_all_reduce_sum_bf16(tensor: torch.Tensor) -> Callable[[], object]:
+    """As :func:`begin_all_reduce_sum`, with half the bytes on the network.
+
+    Each rank gets a part of everyone's numbers as bf16, adds them up in float32, and sends the sums to
+    all as bf16: each number is rounded twice, whatever the number of ranks. An all-reduce of a bf16
+    tensor would round at each hop. The sums travel only when the first half is waited for.
+
+    Args:
+        tensor: float32.
+    """
+    if not dist.is_initialized():
+        return lambda: None
+    ranks = dist.get_world_size()
+    sent = tensor.new_zeros(-(-len(tensor) // ranks) * ranks, dtype=torch.bfloat16)
+    sent[: len(tensor)] = tensor
+    received = torch.empty_like(sent)
+    work = dist.all_to_all_single(received, sent, async_op=True)
+    assert work is not None
+
+    def finish() -> None:
+        work.wait()
+        own = received.view(ranks, -1).sum(0, dtype=torch.float32).bfloat16()
+        dist.all_gather_into_tensor(sent, own)
+        tensor.copy_(sent[: len(tensor)])
+
+    return finish
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:

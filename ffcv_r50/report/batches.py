@@ -56,9 +56,11 @@ def seen(config: Config, dataset: Beton, epoch: int, number: int, images: int) -
         batch = next(build.train_batches(loaded, plan, world))
         for transform in build.batch_transforms(config, dataset.num_classes, world.device):
             batch = transform(batch, step)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        bytes_ = (batch.images[:images] * std + mean).round().clamp(0, 255).byte()
-        return Seen(bytes_.permute(0, 2, 3, 1).numpy().copy(), batch.targets[:images].clone())
+        shown = batch.images[:images]
+        if shown.is_floating_point():
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+            shown = (shown * std + mean).round().clamp(0, 255).byte()
+        return Seen(shown.permute(0, 2, 3, 1).numpy().copy(), batch.targets[:images].clone())
 
 
 def _share(batch_size: int, images: int) -> int:

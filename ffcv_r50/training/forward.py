@@ -53,6 +53,9 @@ class CompiledForward(Forward):
         device: of the images.
         say: takes a line.
         backend: of torch.compile.
+        pieces: that the graph is cut into for training, with about as many parameters each. The
+            backward pass of a piece gives its gradients at its end, so sums over the ranks
+            (:mod:`ffcv_r50.training.reduction`) overlap with the pieces that follow.
     """
 
     def __init__(
@@ -60,11 +63,14 @@ class CompiledForward(Forward):
         device: torch.device,
         say: Callable[[str], None],
         backend: str | Callable[..., Any] = "inductor",
+        pieces: int = 1,
     ) -> None:
         super().__init__(device)
         # Only here: it takes a second to import, which every start would pay.
         from torch._dynamo import config, exc
 
+        if pieces > 1:
+            backend = _in_pieces(backend, pieces)
         config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
         self._cannot = exc.TorchDynamoException
         self._say = say
@@ -100,3 +106,20 @@ class CompiledForward(Forward):
         seconds = time.perf_counter() - began
         self._say(f"compiled {mode} for {n} images of {height} x {width} px in {seconds:.0f} s")
         return logits
+
+
+def _in_pieces(backend: str | Callable[..., Any], pieces: int) -> Callable[..., Any]:
+    """A backend that cuts a graph as torch does for DistributedDataParallel."""
+    from torch._dynamo import lookup_backend
+    from torch._dynamo.backends.distributed import DDPOptimizer
+
+    compile_piece = lookup_backend(backend)
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        trained = [x for x in inputs if isinstance(x, nn.Parameter) and x.requires_grad]
+        if not (trained and torch.is_grad_enabled()):
+            return compile_piece(graph, inputs)
+        size = sum(parameter.nbytes for parameter in trained) // pieces
+        return DDPOptimizer(size, compile_piece, size).compile_fn(graph, inputs)
+
+    return compile_graph

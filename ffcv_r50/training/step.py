@@ -20,7 +20,6 @@ from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
 from ffcv_r50.training.sam import PLAIN, Sam, uphill
-from ffcv_r50.training.transforms.normalize import Normalize
 
 
 class TrainStep:
@@ -29,7 +28,8 @@ class TrainStep:
     Args:
         network: on its device, the same on every rank.
         optimizer: of its parameters.
-        transforms: applied to each micro-batch in order; the first one normalises.
+        transforms: applied to each micro-batch in order. The first of them normalises; without any,
+            the forward pass does, which may be compiled.
         loss: what is minimised.
         averages: follow the network, by the name that logs call them.
         precision: that the network computes in.
@@ -41,6 +41,9 @@ class TrainStep:
         clipping: of the step's gradient, see :mod:`ffcv_r50.optim.clipping`.
         sam: where the step's gradient is taken, see :mod:`ffcv_r50.training.sam`.
         parts: of the network, as the optimizer's groups know them; None for a single one.
+        overlapped: sum gradients over the ranks during the last backward pass.
+        reduce_bf16: send gradients to the other ranks as bf16, see
+            :class:`~ffcv_r50.training.reduction.StepSums`.
     """
 
     def __init__(
@@ -60,15 +63,15 @@ class TrainStep:
         clipping: Clipping = unclipped,
         sam: Sam = PLAIN,
         parts: Parts | None = None,
+        overlapped: bool = False,
+        reduce_bf16: bool = False,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.averages = averages
         self.precision = precision
         self.scaler = precision.scaler()
-        # Alone, normalising is left to the forward pass, which may be compiled.
-        alone = [type(transform) for transform in transforms] == [Normalize]
-        self._transforms = [] if alone else transforms
+        self._transforms = transforms
         self._loss = loss
         self.clip = clipping
         self._sam = sam
@@ -78,7 +81,12 @@ class TrainStep:
         self._micro_batches = micro_batches
         self._passes = micro_batches * ranks
         self._statistics = RunningStatistics(network)
-        self._sums = StepSums(network.parameters(), self._statistics.size)
+        self._sums = StepSums(
+            network.parameters(),
+            self._statistics.size,
+            overlapped=overlapped,
+            bf16=reduce_bf16,
+        )
         self.forward = forward
 
     def __call__(self, batches: Iterator[Batch], step: Step, stop: bool = False) -> Tensor:
@@ -109,15 +117,13 @@ class TrainStep:
         statistics.begin()
         sums.begin(stop)
         outcomes.begin()
-        for _ in range(self._micro_batches):
+        for part in range(1, self._micro_batches + 1):
             batch = self._transformed(next(batches), step)
             if radius:  # bytes and plain targets lie in the loader's memory
                 images = batch.images
                 images = images.clone() if images.dtype == torch.uint8 else images
                 kept.append(batch._replace(images=images, targets=batch.targets.clone()))
-            loss, logits = self._add_gradients(batch, step)
-            sums.loss += loss
-            statistics.add_to(sums.statistics)
+            logits = self._add_gradients(batch, step, last=part == self._micro_batches)
             outcomes.add(logits, batch.targets, batch.positions)
         sums.reduce()
         outcomes.begin_sum()
@@ -131,8 +137,8 @@ class TrainStep:
                 self.network.parameters(), torch.linalg.vector_norm(sums.gradients), radius
             ):
                 sums.begin(stop=False)
-                for batch in kept:
-                    self._add_gradients(batch, step)
+                for part, batch in enumerate(kept, 1):
+                    self._add_gradients(batch, step, last=part == len(kept))
                 sums.reduce()
         statistics.advance(mean, self._micro_batches + len(kept))
         self.scaler.unscale_(self.optimizer)
@@ -149,14 +155,24 @@ class TrainStep:
         found = {name: average.network() for name, average in self.averages.items()}
         return {NETWORK: self.network} | {name: net for name, net in found.items() if net}
 
-    def _add_gradients(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-        """Add a micro-batch's share to the step's gradient; returns its mean loss, and its logits."""
+    def _add_gradients(self, batch: Batch, step: Step, *, last: bool) -> Tensor:
+        """Add a micro-batch's share to the step's sums; returns its logits.
+
+        Args:
+            batch: as the network sees it.
+            step: which one it is.
+            last: whether no other batch is added to these sums on this rank.
+        """
         logits = self._logits(batch, step)
         loss = self._loss(logits, batch.targets, step)
+        self._sums.loss += loss.detach()
+        self._statistics.add_to(self._sums.statistics)
+        if last:
+            self._sums.begin_reduce()
         # Divided by the passes of all ranks before the backward pass: a gradient is the same
         # number whichever rank computes it, and no pass over all of them divides it later.
         self.scaler.scale(loss / self._passes).backward()
-        return loss.detach(), logits.detach()
+        return logits.detach()
 
     def _transformed(self, batch: Batch, step: Step) -> Batch:
         """A micro-batch as the network sees it."""

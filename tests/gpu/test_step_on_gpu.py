@@ -22,7 +22,6 @@ from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Loss, Step
 from ffcv_r50.training.step import TrainStep
-from ffcv_r50.training.transforms.normalize import Normalize
 from tests import ranks
 from tests.conftest import Dataset
 
@@ -46,7 +45,12 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def train_step(
-    precision: str = "bf16", loss: Loss = cross_entropy, forward: Forward | None = None
+    precision: str = "bf16",
+    loss: Loss = cross_entropy,
+    forward: Forward | None = None,
+    *,
+    overlapped: bool = False,
+    reduce_bf16: bool = False,
 ) -> TrainStep:
     torch.manual_seed(0)
     net = models.build("resnet18", CLASSES, blurpool=True, stochastic_depth=0.1).to(DEVICE)
@@ -54,7 +58,7 @@ def train_step(
     return TrainStep(
         net,
         optim.SGD().build(optim.parameter_groups(net, False), momentum=0.9),
-        transforms=[Normalize(DEVICE)],
+        transforms=[],
         loss=loss,
         averages={},
         precision=Precision(precision, DEVICE),
@@ -63,6 +67,8 @@ def train_step(
         micro_batches=PARTS,
         ranks=1,
         outcomes=Outcomes(SIZE * PARTS, DEVICE, each=True),
+        overlapped=overlapped,
+        reduce_bf16=reduce_bf16,
     )
 
 
@@ -237,6 +243,31 @@ def test_sums_of_one_rank(one_rank: dist.ProcessGroup) -> None:
     finish = distributed.begin_all_reduce_sum(values)
     finish()
     assert values.tolist() == [0, 1, 2, 3, 4]
+    values += 256
+    distributed.begin_all_reduce_sum_bf16(values)()
+    assert values.tolist() == [256, 256, 258, 260, 260], "to eight bits"
+
+
+@pytest.mark.usefixtures("one_rank", "deterministic")
+def test_overlapped_sums_of_one_rank_change_nothing() -> None:
+    at_once, overlapped = train_step(), train_step(overlapped=True)
+    for number in range(3):
+        assert torch.equal(take(at_once, number), take(overlapped, number))
+    assert_same(state(at_once), state(overlapped))
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("reduce_bf16", [False, True])
+def test_overlapped_sums_do_not_wait_for_the_device(reduce_bf16: bool) -> None:
+    step = train_step(overlapped=True, reduce_bf16=reduce_bf16)
+    on_device = [[*batches(number)] for number in range(3)]
+    for number in range(2):
+        step(iter(on_device[number]), Step(1, number, 0.0, VALUES))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(iter(on_device[2]), Step(1, 2, 0.0, VALUES))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

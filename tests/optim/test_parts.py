@@ -173,7 +173,7 @@ def train_step(
     return TrainStep(
         model,
         options.build(groups, momentum=0.9),
-        transforms=[Normalize(CPU)],
+        transforms=[],
         loss=cross_entropy,
         averages={},
         precision=Precision("fp32", CPU),

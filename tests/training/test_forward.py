@@ -19,7 +19,6 @@ from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.step import TrainStep
-from ffcv_r50.training.transforms.normalize import Normalize
 
 CPU = torch.device("cpu")
 VALUES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "label_smoothing": 0.1}
@@ -63,7 +62,7 @@ def train_step(net: nn.Module, forward: Forward) -> TrainStep:
     return TrainStep(
         net,
         optim.SGD().build(optim.parameter_groups(net, False), momentum=0.9),
-        transforms=[Normalize(CPU)],
+        transforms=[],
         loss=cross_entropy,
         averages={},
         precision=Precision("fp32", CPU),

@@ -1,4 +1,4 @@
-"""Nothing in a step or an evaluation waits for the device, and a step has one collective to wait for.
+"""Nothing in a step or an evaluation waits for the device, and a step's collectives are counted.
 
 The device here is ``meta``: whatever is not on the host is nothing but a shape, so reading it raises.
 What would copy to a GPU and wait for that is seen by two modes that watch every call of torch.
@@ -197,17 +197,16 @@ def train_step(
     sam: Sam = PLAIN,
     each: bool = False,
     frozen: bool = False,
+    overlapped: bool = False,
 ) -> TrainStep:
     net = network()
     parts = optim.Parts(net, {"0": Varying(0.0)} if frozen else None, epochs=1)
     groups = optim.parameter_groups(net, False, parts=parts)
+    chosen = [options.build(CLASSES, i << 16) for i, options in enumerate(transforms, 64)]
     return TrainStep(
         net,
         (optimizer or SGD()).build(groups, momentum=0.9),
-        transforms=[
-            Normalize(DEVICE),
-            *(options.build(CLASSES, i << 16) for i, options in enumerate(transforms, 64)),
-        ],
+        transforms=[Normalize(DEVICE), *chosen] if chosen else [],
         loss=(loss or CrossEntropy()).build(CLASSES),
         averages={str(options): options.build(network(), 2) for options in averages},
         precision=Precision("fp32", DEVICE),
@@ -219,6 +218,7 @@ def train_step(
         clipping=(clipping or Unclipped()).build(net, models.classifier(net)),
         sam=sam,
         parts=parts,
+        overlapped=overlapped,
     )
 
 
@@ -245,6 +245,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "values clipped": {"clipping": ClipValue(at=0.1)},
     "units clipped": {"clipping": AdaptiveClipping()},
     "a part frozen": {"frozen": True},
+    "several nodes": {"overlapped": True},
 }
 
 
@@ -307,8 +308,11 @@ def test_an_evaluation_waits_at_its_end_alone(monkeypatch: pytest.MonkeyPatch) -
 # ------------------------------------------------------------------------------------- collectives
 
 
-def test_a_step_waits_for_one_collective(tmp_path: Path) -> None:
-    """Gradients, loss, votes and statistics go in one; what is noted of the images beside it."""
+@pytest.mark.parametrize(("overlapped", "buckets"), [(False, 1), (True, 3)])
+def test_how_many_collectives_a_step_has(tmp_path: Path, overlapped: bool, buckets: int) -> None:
+    """Gradients, loss, votes and statistics go in one, or where overlapped in a fixed number, here of three
+    parameters with a bucket each; what is noted of the images beside them.
+    """
     init = f"file://{tmp_path}/rendezvous"
     timeout = datetime.timedelta(seconds=20)
     dist.init_process_group("gloo", init_method=init, rank=0, world_size=1, timeout=timeout)
@@ -319,7 +323,7 @@ def test_a_step_waits_for_one_collective(tmp_path: Path) -> None:
         step = TrainStep(
             net,
             SGD().build(optim.parameter_groups(net, False), momentum=0.9),
-            transforms=[Normalize(CPU)],
+            transforms=[],
             loss=CrossEntropy().build(CLASSES),
             averages={},
             precision=Precision("fp32", CPU),
@@ -328,6 +332,7 @@ def test_a_step_waits_for_one_collective(tmp_path: Path) -> None:
             micro_batches=PARTS,
             ranks=1,
             outcomes=Outcomes(SIZE * PARTS, CPU, each=True),
+            overlapped=overlapped,
         )
         labels = torch.zeros(SIZE, dtype=torch.int64)
         loaded = itertools.cycle(
@@ -340,6 +345,7 @@ def test_a_step_waits_for_one_collective(tmp_path: Path) -> None:
     finally:
         dist.destroy_process_group()
     gradients = sum(parameter.numel() for parameter in net.parameters())
-    whole, noted = operations.collectives
-    assert whole >= gradients + 2 + 2 * 4, "gradients, loss, votes, means and variances"
+    *summed, noted = operations.collectives
+    assert len(summed) == buckets
+    assert sum(summed) >= gradients + 2 + 2 * 4, "gradients, loss, votes, means and variances"
     assert noted == 3 + 2 * SIZE * PARTS

@@ -62,11 +62,17 @@ def at(number: int, lr: float = 0.1) -> Step:
     return Step(1, number, number / 10, values)
 
 
-def train_step(model: nn.Module, sam: Sam, ranks: int = 1, loss: Loss = cross_entropy) -> TrainStep:
+def train_step(
+    model: nn.Module,
+    sam: Sam,
+    ranks: int = 1,
+    loss: Loss = cross_entropy,
+    overlapped: bool = False,
+) -> TrainStep:
     return TrainStep(
         model,
         optim.SGD().build(optim.parameter_groups(model, True), momentum=0.9),
-        transforms=[Normalize(CPU)],
+        transforms=[],
         loss=loss,
         averages={},
         precision=Precision("fp32", CPU),
@@ -76,6 +82,7 @@ def train_step(model: nn.Module, sam: Sam, ranks: int = 1, loss: Loss = cross_en
         ranks=ranks,
         outcomes=Outcomes(PARTS * SIZE, CPU, each=False),
         sam=sam,
+        overlapped=overlapped,
     )
 
 
@@ -147,7 +154,7 @@ def rank(folder: Path) -> None:
     """One of two: half of the parts of each step."""
     with distributed.world(60) as world:
         model = network()
-        step = train_step(model, SHARP, world.size)
+        step = train_step(model, SHARP, world.size, overlapped=True)
         losses = [
             step(batches(number, world.rank, world.size), at(number))[0].item()
             for number in range(STEPS)

@@ -63,7 +63,7 @@ def train_step(
     return TrainStep(
         model,
         optim.SGD().build(optim.parameter_groups(model, True), momentum=0.9),
-        transforms=transforms or [Normalize(CPU)],
+        transforms=transforms or [],
         loss=loss,
         averages=averages or {},
         precision=Precision("fp32", CPU),
