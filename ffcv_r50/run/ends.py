@@ -32,7 +32,9 @@ def look(folder: Path) -> Seen:
     """Read what the run recorded so far."""
     try:
         status = json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        status = {}
+    if not isinstance(status, dict):
         status = {}
     try:
         stat = (folder / "checkpoints" / "last.pt").stat()
@@ -72,7 +74,9 @@ def judge(code: int, before: Seen, after: Seen) -> tuple[End, str]:
 def own_code(code: int, before: Seen, after: Seen) -> int:
     """The exit code of a run that failed, where torchrun's is always 1."""
     recorded = after.status.get("exit_code") if after.status != before.status else None
-    return int(recorded or (code if 0 < code < 128 else 1))
+    if isinstance(recorded, int) and 0 < recorded < 128:
+        return recorded
+    return code if 0 < code < 128 else 1
 
 
 def start(
