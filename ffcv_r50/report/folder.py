@@ -165,6 +165,10 @@ class Run:
         """What the log calls a quantity of a network."""
         return quantity if network == NETWORK else f"{network}_{quantity}"
 
+    def final(self, network: str, quantity: str) -> float:
+        """What the last row says; nan where it does not."""
+        return float(self.last.get(self.key(network, quantity), np.nan))
+
     @functools.cached_property
     def val_set(self) -> Beton | None:
         """The validation set, if it is still there and the one that was evaluated."""

@@ -179,6 +179,8 @@ def check_state(where: str, state: Any) -> None:
         wrong = wrong or ("" if learner else "learner")
         wrong = wrong or ("" if 0 < state["batch_size"] < LARGEST else "batch_size")
         wrong = wrong or ("" if _are_identities(state["datasets"]) else "datasets")
+        texts = all(isinstance(version, str) for version in state["versions"].values())
+        wrong = wrong or ("" if texts else "versions")
     if wrong:
         raise UserError(
             f"{where}: is not the state of a run ({wrong}); name another checkpoint, or choose another "

@@ -384,7 +384,7 @@ def test_what_a_folder_says_is_never_more_than_words(made: Made, tmp_path: Path)
     assert "lr" not in found.last
     page.render(found)
     block = provenance.provenance(found).block
-    assert "# in a checkout of ffcv_r50 0 touch pwned, Python ['\\\\x1b[2J']\n" in block
+    assert "# in a checkout of ffcv_r50 0 touch pwned, Python ['\\x1b[2J']\n" in block
     (tmp_path / "bin").mkdir()
     for name in ("pip", "python", "torchrun"):
         (tmp_path / "bin" / name).write_text("#!/bin/sh\n")

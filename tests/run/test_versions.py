@@ -79,6 +79,7 @@ STATE = {
         ({"learner": [], "config": None}, "learner, config"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 10**400}, "batch_size"),
+        ({"versions": {"torch": torch.ones(2)}}, "versions"),
         ({"datasets": {"data.else": IDENTITY}}, "datasets"),
         ({"datasets": {"data.train_dataset": [1]}}, "datasets"),
         ({"datasets": {"data.train_dataset": IDENTITY | {"samples": "7"}}}, "datasets"),
