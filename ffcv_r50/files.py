@@ -9,17 +9,17 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 JSON_BYTES = 64 << 20
 """Of a JSON file, at most; the largest of ours are a few megabytes."""
 YAML_BYTES = 1 << 20
 """Of settings as YAML, at most; ours are a few kilobytes, and PyYAML reads some 100 kB a second."""
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, "npt.NDArray[Any]"]
 """By their names."""
 
 
@@ -57,6 +57,8 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
+    import numpy as np  # not above: supervisors, which should weigh nothing, read files too
+
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]  # its own keywords are none of ours
     with atomic_write(path) as file:
@@ -92,6 +94,18 @@ def regular_file(path: str | os.PathLike[str], flags: int) -> int:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
     return descriptor
+
+
+def no_link(path: str | os.PathLike[str], flags: int) -> int:
+    """An ``opener`` for :func:`open`, for writing where others may have put a link or a pipe first.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: it cannot be opened, or is a symbolic link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def read_settings(path: Path) -> str:

@@ -157,9 +157,7 @@ def _networks(run: Run) -> list[Network]:
     first = run.final(run.networks[0], "top_1")
     rows = []
     for name in run.networks:
-        top_1, top_5, loss = (
-            run.final(name, k) for k in ("top_1", "top_5", "val_loss")
-        )
+        top_1, top_5, loss = (run.final(name, k) for k in ("top_1", "top_5", "val_loss"))
         against = "weights.pt" if name == run.networks[0] else _points(top_1 - first)
         interval = _range(interval_of(run, top_1))
         rows.append(Network(name, f"{top_1:.2f}", interval, f"{top_5:.2f}", f"{loss:.4f}", against))

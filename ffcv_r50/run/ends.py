@@ -3,7 +3,6 @@
 Needs nothing but Python itself: a supervisor lives as long as its job and should weigh nothing.
 """
 
-import json
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 from ffcv_r50.errors import STOPPED_AS_ASKED
+from ffcv_r50.files import read_record
 
 RESTARTS_WITHOUT_PROGRESS = 3
 """After so many it is not tried again."""
@@ -30,12 +30,7 @@ class Seen(NamedTuple):
 
 def look(folder: Path) -> Seen:
     """Read what the run recorded so far."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        status = {}
-    if not isinstance(status, dict):
-        status = {}
+    status = read_record(folder / "status.json")
     try:
         stat = (folder / "checkpoints" / "last.pt").stat()
     except OSError:

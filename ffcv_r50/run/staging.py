@@ -25,7 +25,7 @@ import torch.distributed as dist
 from ffcv_r50 import distributed
 from ffcv_r50.data.beton import sidecar_path
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write, read_record
+from ffcv_r50.files import atomic_write, no_link, read_record
 
 CHUNK = 16 * 2**20
 RESERVE = 1.01
@@ -113,15 +113,10 @@ def _stage_one(source: Path, copy: Path, say: Callable[[str], None]) -> None:
         "changed": stat.st_mtime_ns,
     }
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with open(copy.with_name(f"{copy.name}.lock"), "ab", opener=_no_link) as lock:
+    with open(copy.with_name(f"{copy.name}.lock"), "ab", opener=no_link) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _copy_unless_there(source, copy, copy.with_name(f"{copy.name}.staged"), origin, say)
         _copy_sidecar(sidecar_path(source), sidecar_path(copy))
-
-
-def _no_link(path: str, flags: int) -> int:
-    """An ``opener``: the folder may be one that everybody writes to, and the names in it are known."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def _is_ours(copy: Path) -> bool:
