@@ -139,7 +139,11 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in zip((i for g in groups for i in g["params"]), parameters, strict=True):
         for name, value in saved["state"].get(index, {}).items():
-            fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            fits = (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.layout == parameter.layout
+            )
             if name in SHAPED and value is not None and not fits:
                 raise ValueError(f"the {name} of parameter {index} has another shape than it")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
