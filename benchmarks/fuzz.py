@@ -1,13 +1,15 @@
 """Files from strangers: break small ones in every way, read them, and see that nothing else breaks.
 
     python -m benchmarks.fuzz [--seconds 60 | --mutations 100000] [--seed N] [--processes N]
-        [--folder DIR] [--kinds dataset,sidecar,recipe,checkpoint,run] [--keep DIR]
+        [--folder DIR] [--kinds dataset,sidecar,samples,recipe,checkpoint,state,run] [--keep DIR]
 
 A mutation changes a file of one kind: a ``.beton`` file's header, field descriptors, metadata,
 allocation table (also the last two together, so that they agree), pages or length; bytes of its
-JPEGs; the text of its sidecar, of a recipe or of a run folder's files; bytes of a checkpoint. What
-the toolkit reads such files with then either succeeds or raises its own errors, which end in one
-line; anything else is a failure: another exception, a process that dies, more than
+JPEGs; the text of its sidecar, of a recipe or of a run folder's files (settings, status, logs,
+environment); the compressed names of its samples; bytes of a checkpoint, or values of the state in
+one. What the toolkit reads such files with (as a run that continues, as its reports, as its supervisor)
+then either succeeds or raises its own errors, which end in one line; anything else is a failure:
+another exception, a process that dies, more than
 ``MEMORY_LIMIT``, more than ``TIME_LIMIT``. Of a dataset that opens, samples of each kind (raw, plain,
 progressive and tiled JPEGs) are decoded with random and center crops; then every byte of the file
 outside of one sample is changed, and its pixels must stay what they were.
@@ -17,6 +19,9 @@ code 1 where something failed.
 """
 
 import contextlib
+import copy
+import functools
+import gzip
 import io
 import json
 import multiprocessing
@@ -31,31 +36,36 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import rich.progress
 import torch
 import yaml
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from torch import nn
 
 from benchmarks.beton_parts import parts
-from ffcv_r50 import runs
+from ffcv_r50 import optim, runs, trainer, verify
 from ffcv_r50.config import command_line, settings
-from ffcv_r50.data import jpeg
-from ffcv_r50.data.beton import (
-    ALLOCATION,
-    HEADER,
-    Beton,
-    sidecar_path,
-)
+from ffcv_r50.config.settings import Config
+from ffcv_r50.data import jpeg, samples
+from ffcv_r50.data.beton import ALLOCATION, HEADER, Beton, Identity, sidecar_path
 from ffcv_r50.data.decode import Sampling, Scratch, Stored, decode_samples
 from ffcv_r50.errors import RunFault, UserError, exit_with
+from ffcv_r50.logs import jsonl
+from ffcv_r50.logs.console import finished
+from ffcv_r50.logs.run_logs import FolderLogs
+from ffcv_r50.recorder import Counters
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.run import checkpoint
+from ffcv_r50.report import folder as report_folder
+from ffcv_r50.report import page
+from ffcv_r50.run import checkpoint, compatibility, ends, versions
+from ffcv_r50.run.progress import Progress
 from ffcv_r50.run.run_folder import RunFolder
 from writers.beton_writer import BetonWriter
 
@@ -66,8 +76,8 @@ START_LIMIT = 150.0
 MEMORY_LIMIT = 2 << 30
 """Bytes of address space that reading a small file may take besides what a process has."""
 RESOLUTION = 24
-CHUNK = 500
-"""Mutations that a process does at a time."""
+CHUNK = 5000
+"""Mutations that a process does; its start takes as long as a thousand of them."""
 PAGE_SIZE = 1 << 15
 
 
@@ -86,7 +96,7 @@ class Fuzzed(Options):
     """At a time."""
     folder: str | None = None
     """Where the files lie, such as one in shared memory; the default is the temporary folder."""
-    kinds: str = "dataset,sidecar,recipe,checkpoint,run"
+    kinds: str = "dataset,sidecar,samples,recipe,checkpoint,state,run"
     """Kinds of files, separated by commas."""
     keep: str | None = None
     """Where a file that broke something is kept."""
@@ -100,8 +110,10 @@ class Originals(NamedTuple):
 
     dataset: bytes
     sidecar: str
+    samples: str
     recipe: str
     checkpoint: bytes
+    state: dict[str, Any]
     run: dict[str, str]
 
 
@@ -143,20 +155,76 @@ def originals() -> Originals:
         "model": {"arch": "resnet18"},
         "training": {"epochs": 3, "batch_size": 32, "momentum": 0.9},
         "augment": [{"mix": {"mixup": 0.2}}],
+        "averages": [{"ema": {"half_life": 2}}],
         "schedule": {"lr": {0: 0.1, 3: "cosine 0"}, "resolution": {0: 32}},
     }
-    state = io.BytesIO()
-    torch.save({"learner": {"model": {"w": torch.ones(3, 4)}}, "progress": {"epoch": 1}}, state)
-    row = {"epoch": 0, "top_1": 50.0, "images_per_second": 9.0, "epoch_seconds": 2.0}
+    digest = samples.digest(b"")
+    lines = [json.dumps([f"cat/{i}.jpg", digest, digest]) for i in range(len(blobs))]
+    weights = io.BytesIO()
+    torch.save({"learner": {"model": {"w": torch.ones(3, 4)}}, "progress": {"epoch": 1}}, weights)
+    identity = Identity(len(blobs), 3, digest)._asdict()
+    network, optimizer = learner()
+    state = {
+        "format": versions.FORMAT,
+        "progress": asdict(Progress(epoch=1, step=2)),
+        "batch_size": 32,
+        "learner": {
+            "model": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": {},
+            "averages": {},
+        },
+        "recorder": asdict(Counters()),
+        "config": yaml.safe_dump(recipe),
+        "datasets": dict.fromkeys(compatibility.DATASETS, identity),
+        "versions": {"torch": "2"},
+    }
+    row = dict.fromkeys(
+        ("epoch", "step", "lr", "resolution", "train_loss", "val_loss", "top_1", "top_5",
+         "ema_top_1", "ema_top_5", "ema_val_loss", "images_per_second", "data_wait_fraction", "epoch_seconds", "eval_seconds", "start_seconds"),
+        1.5,
+    )  # fmt: skip
+    rows = [row | {"epoch": epoch, "step": epoch, "resolution": 32} for epoch in range(2)]
+    step = {"lr": 0.1, "resolution": 32, "fingerprint": "f" * 32}
+    measured = {"epoch": 0.5, "loss": 2.0, "gradient_norm": 1.0, "images_per_second": 9.0}
+    steps = [step | {"step": number} | (measured if number % 2 else {}) for number in range(4)]
+    start = {
+        "time": "2026-11-22T01:00:00+0000",
+        "command": ["train_imagenet.py", "--config=recipe.yaml"],
+        "host": "node",
+        "world_size": 2,
+        "device": "cpu",
+        "format": 1,
+        "versions": {"ffcv_r50": "0.1.0", "torch": "2", "python": "3.11"},
+    }
     run = {
         "config.yaml": yaml.safe_dump(recipe),
         "status.json": json.dumps({"state": "failed", "reason": "no disk", "exit_code": 2}),
-        "log.jsonl": f"{json.dumps(row)}\n{json.dumps(row | {'epoch': 1})}\n",
-        "environment.json": json.dumps([{"format": 1, "versions": {"torch": "2"}}]),
+        "log.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows),
+        "steps.jsonl": "".join(f"{json.dumps(row)}\n" for row in steps),
+        "environment.json": json.dumps([start]),
+        "sinks/tensorboard.json": json.dumps({"epochs": 1, "steps": 2}),
     }
     return Originals(
-        file.getvalue(), json.dumps(sidecar), yaml.safe_dump(recipe), state.getvalue(), run
+        file.getvalue(),
+        json.dumps(sidecar),
+        "".join(f"{line}\n" for line in lines),
+        yaml.safe_dump(recipe),
+        weights.getvalue(),
+        state,
+        run,
     )
+
+
+def learner() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The smallest network with all that one has, after a step."""
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(
+        optim.parameter_groups(network, False, 0.1), lr=0.1, momentum=0.9, nesterov=True
+    )
+    network(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return network, optimizer
 
 
 # ------------------------------------------------------------------------------------- mutations
@@ -259,7 +327,8 @@ def mutated_text(original: str, draw: random.Random) -> bytes:
                 change_bytes(data, draw, 0, len(data))
             case 2 if digits:
                 at = draw.choice(digits)
-                words = ["-1", "1e999", "nan", "null", "true", "[]", "{}", '"x"', "9" * 400, "0.5"]
+                words = ["-1", "1e999", "nan", "null", "true", "[]", "{}", '"x"', "9" * 400, "0.5",
+                         "9" * 5000, "2001-13-45", "0o99", "1:99:99", "\\ud800"]  # fmt: skip
                 data[at : at + 1] = draw.choice(words).encode()
             case 3:
                 data[at:at] = draw.choice([b"[", b"{", b'{"a":', b"- ", b"? "]) * 100_000
@@ -274,9 +343,51 @@ def mutated_text(original: str, draw: random.Random) -> bytes:
                 draw.shuffle(lines)
                 data = bytearray(b"".join(lines))
             case 7:
-                bomb = (b"&a%d [%s] " % (i, b"*a%d, " % (i - 1) * 9) for i in range(1, 30))
-                data[at:at] = b"".join(bomb)
+                one = draw.choice([b"b%d: &a%d {<<: [%s]}\n", b"b%d: &a%d [%s]\n"])
+                bomb = (one % (i, i, b"*a%d, " % (i - 1) * 9) for i in range(1, 30))
+                at = data.find(b"\n", at) + 1
+                data[at:at] = b"b0: &a0 {c: 1}\n" + b"".join(bomb)
     return bytes(data)
+
+
+def mutated_names(original: str, draw: random.Random) -> bytes:
+    """The compressed lines of a dataset's samples: other lines, other bytes, or far too many."""
+    match draw.randrange(4):
+        case 0:
+            return mutated_bytes(gzip.compress(original.encode()), draw)
+        case 1:
+            times = draw.choice([b"\n", b" ", original.splitlines(keepends=True)[0].encode()])
+            return gzip.compress(original.encode() + times * (1 << 20), 1)
+        case _:
+            return gzip.compress(mutated_text(original, draw))
+
+
+def mutated_state(original: dict[str, Any], draw: random.Random) -> bytes:
+    """What ``torch.save`` makes of a state with other values in up to four places."""
+    state = copy.deepcopy(original)
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        inner: Any = state
+        while True:
+            keys = [*inner] if isinstance(inner, dict) else [*range(len(inner))]
+            key = draw.choice(keys)
+            deeper = isinstance(inner[key], (dict, list)) and len(inner[key]) > 0
+            if not deeper or draw.random() < 0.2:
+                break
+            inner = inner[key]
+        if draw.random() < 0.2:
+            del inner[key]
+            if not state:
+                break
+        else:
+            inner[key] = draw.choice(
+                [None, True, -1, 0.5, 1 << 70, 10**400, float("nan"), float("inf"), "", "x" * 9000, [], {},
+                 [[]] * 9, {"a": {1: 2}}, torch.ones(2), torch.ones(3, 3), torch.tensor(7), b"\0",
+                 torch.zeros(1).expand(1 << 40), torch.ones(2, dtype=torch.complex64),
+                 torch.ones(2).to_sparse(), torch.empty(2, device="meta")]
+            )  # fmt: skip
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def mutated_bytes(original: bytes, draw: random.Random) -> bytes:
@@ -332,6 +443,46 @@ def read_sidecar(path: Path, dataset: bytes) -> str:
     return "read"
 
 
+def read_samples(path: Path) -> str:
+    """As a dataset's."""
+    for sample in samples.read(path, 5) or ():
+        bytes.fromhex(sample.source + sample.stored)
+    return "read"
+
+
+@functools.cache
+def configuration(recipe: Path) -> Config:
+    """Of an original, which is the same each time."""
+    words = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
+    return settings.load([f"--config={recipe}", *words])
+
+
+def read_state(path: Path, recipe: Path, draw: random.Random) -> str:
+    """As :meth:`ffcv_r50.trainer.Run._load` and what is called before it do."""
+    with contextlib.suppress(UserError):
+        checkpoint.load_weights(path)
+    config = configuration(recipe)
+    found, _ = checkpoint.newest(path.parent)
+    assert found is not None
+    compatibility.check_state(str(path), found)
+    if draw.random() < 0.1:  # takes as long as ten others
+        compatibility.changed_settings(str(path), found["config"], config)
+    here = dict.fromkeys(compatibility.DATASETS, Identity(5, 3, samples.digest(b""))._asdict())
+    compatibility.notes(str(path), found, config, here)
+    network, optimizer = learner()
+    try:
+        network.load_state_dict(found["learner"]["model"])
+        optim.load_state(optimizer, found["learner"]["optimizer"])
+        Counters(**found.get("recorder", {}))
+    except trainer.UNFIT as error:
+        raise UserError(str(error) or "does not fit") from error
+    progress = Progress(**found["progress"])
+    progress.scale_steps(found["batch_size"] / 32)
+    network(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return "continued"
+
+
 def read_recipe(path: Path) -> str:
     """As the trainer does."""
     words = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
@@ -347,16 +498,32 @@ def read_checkpoint(path: Path) -> str:
     return "read"
 
 
-def read_run(folder: Path) -> str:
+def read_run(folder: Path, changed: str, draw: random.Random) -> str:
     """As whoever looks at it, and as its next start."""
     runs.read(folder)
-    words = ["--data.train_dataset=t", "--data.val_dataset=v", f"--logging.folder={folder}"]
-    recipe = folder.with_suffix(".yaml")
+    seen = ends.look(folder)
+    for before in (seen, ends.Seen({}, None)):
+        ends.judge(1, before, seen)
+        ends.own_code(1, before, seen)
+    with contextlib.suppress(UserError):
+        verify.compare(verify.rows(folder), verify.rows(folder))
+    if draw.random() < 0.05:  # takes as long as a hundred others
+        with contextlib.suppress(UserError):
+            page.render(report_folder.read(folder))
+    config = configuration(folder.with_suffix(".yaml"))
     held = RunFolder(str(folder))
+    warned: list[str] = []
     try:
-        held.changes(settings.load([f"--config={recipe}", *words]))
+        if changed in ("config.yaml", "environment.json"):
+            held.changes(config)
+        held.begin(config, 1)
+        logs = FolderLogs(folder, {}, warned.append)
+        logs.rewind(2, 3)
+        finished(jsonl.last_row(held.log), 0.0, 0.0, "")
+        logs.close()
     finally:
         held.release()
+    assert not warned, warned
     return "continued"
 
 
@@ -365,8 +532,8 @@ def mutate(
 ) -> tuple[str, Callable[[], str]]:
     """Put a mutation's file into a folder; returns its kind, and how it is read."""
     draw = random.Random(f"{seed} {index}")
-    # Datasets have the most ways to break.
-    kind = draw.choice(["dataset"] * (3 if "dataset" in kinds else 0) + kinds)
+    # Datasets have the most ways to break, and take the least time.
+    kind = draw.choice(["dataset"] * (5 if "dataset" in kinds else 0) + kinds)
     path = folder / "x.beton"
     sidecar_path(path).unlink(missing_ok=True)
     if kind == "dataset":
@@ -375,6 +542,9 @@ def mutate(
     if kind == "sidecar":
         sidecar_path(path).write_bytes(mutated_text(files.sidecar, draw))
         return kind, lambda: read_sidecar(path, files.dataset)
+    if kind == "samples":
+        samples.path_beside(path).write_bytes(mutated_names(files.samples, draw))
+        return kind, lambda: read_samples(path)
     path = folder / "x"
     if kind == "recipe":
         path.write_bytes(mutated_text(files.recipe, draw))
@@ -382,12 +552,21 @@ def mutate(
     if kind == "checkpoint":
         path.write_bytes(mutated_bytes(files.checkpoint, draw))
         return kind, lambda: read_checkpoint(path)
-    folder.with_suffix(".yaml").write_text(files.recipe)
+    if kind == "state":
+        path = folder / "checkpoints" / checkpoint.LAST
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(mutated_state(files.state, draw))
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(files.recipe)
+        return kind, lambda: read_state(path, recipe, draw)
+    run = folder / "run"
+    run.with_suffix(".yaml").write_text(files.recipe)
     for name, text in files.run.items():
-        (folder / name).write_text(text)
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
     name = draw.choice([*files.run])
-    (folder / name).write_bytes(mutated_text(files.run[name], draw))
-    return "run", lambda: read_run(folder)
+    (run / name).write_bytes(mutated_text(files.run[name], draw))
+    return "run", lambda: read_run(run, name, draw)
 
 
 # --------------------------------------------------------------------------------------- processes
@@ -438,6 +617,9 @@ def warm_up(files: Originals, folder: Path) -> None:
     read_checkpoint(path)
     path.write_text(files.recipe)
     read_recipe(path)
+    _, read = mutate(files, ["run"], 0, 0, folder)
+    with contextlib.suppress(UserError):
+        read()
 
 
 class Process:
@@ -505,7 +687,7 @@ def fuzz(options: Fuzzed, folder: Path) -> Counter[str]:
         return in_time and following < stop
 
     processes: list[Process] = []
-    with Progress(transient=True) as progress:
+    with rich.progress.Progress(transient=True) as progress:
         bar = progress.add_task("mutations", total=None if options.seconds else options.mutations)
         while True:
             while len(processes) < options.processes and more():

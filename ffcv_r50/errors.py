@@ -22,12 +22,17 @@ LONGEST = 2000
 """Characters of a message; what quotes a file from a stranger may have many more."""
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """A text that may hold anything, as a terminal can show it: no line breaks, no control characters
-    (escape sequences move cursors and set titles), no more than :data:`LONGEST` characters."""
-    text = "".join(
+    (escape sequences move cursors and set titles)."""
+    return "".join(
         c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else _visible(c) for c in text
     )
+
+
+def one_line(text: str) -> str:
+    """The same, of no more than :data:`LONGEST` characters."""
+    text = printable(text)
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 

@@ -197,10 +197,16 @@ class Recorder:
         return asdict(self._counters) | ledger
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; from an empty one as older versions left it."""
+        """Continue from :meth:`state_dict`; from an empty one as older versions left it.
+
+        Raises:
+            ValueError, LookupError, TypeError: it is another's.
+        """
         counters = dict(state)
         ledger = counters.pop("ledger", None)
         self._counters = Counters(**counters)
+        if len(self._counters.counts) != COUNTS:
+            raise ValueError(f"its recorder has counts {self._counters.counts}")
         if self._ledger and ledger and len(ledger["loss"]) == self._loader.dataset.num_samples:
             self._ledger.load_state_dict(ledger)
 

@@ -20,8 +20,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ffcv_r50.config import command_line
+from ffcv_r50.config import command_line, strict_yaml
 from ffcv_r50.errors import UserError, exit_with, one_line
+from ffcv_r50.files import read_settings
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
 from ffcv_r50.registry import Options, Range
@@ -100,7 +101,10 @@ def read(path: Path) -> RunState:
     """What a run folder tells, whatever state its files are in."""
     status = read_status(path)
     state = str(status.get("state", ""))
-    rows = jsonl.read(path / "log.jsonl")
+    try:
+        rows = jsonl.read(path / "log.jsonl")
+    except OSError:
+        rows = []
     last: dict[str, Any] = rows[-1] if rows else {}
     epochs = _epochs(path)
     left = None
@@ -128,7 +132,7 @@ def _states(folders: Sequence[Path]) -> list[RunState]:
 
 def _epochs(path: Path) -> int | None:
     try:
-        epochs = yaml.safe_load((path / "config.yaml").read_text())["training"]["epochs"]
+        epochs = strict_yaml.load(read_settings(path / "config.yaml"))["training"]["epochs"]
     except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
         return None
     return epochs if isinstance(epochs, int) else None

@@ -154,6 +154,5 @@ def logged_top_1(saved: Saved) -> float | None:
     """What the run's log says of the finished network, in %; None where it says nothing."""
     if not saved.file.name.startswith("weights"):
         return None
-    rows = jsonl.read(saved.file.parent / "log.jsonl")
     key = "top_1" if saved.name == NETWORK else f"{saved.name}_top_1"
-    return rows[-1].get(key) if rows else None
+    return jsonl.last_row(saved.file.parent / "log.jsonl").get(key)

@@ -28,6 +28,8 @@ from ffcv_r50.training.step import TrainStep
 
 TakeStep = Callable[[Iterator[Batch], Step, bool], Tensor]
 """What :class:`~ffcv_r50.training.step.TrainStep` is called as."""
+UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+"""What a state raises that is of another network, which resume.allow may permit, or of something else."""
 
 
 def run(config: Config, around: Callable[[TrainStep], TakeStep] = lambda step: step) -> int:
@@ -346,10 +348,10 @@ class Run:
     def _load(self, state: dict[str, Any]) -> None:
         try:
             self.train_step.load_state_dict(state["learner"])
-        except (RuntimeError, ValueError) as error:  # where resume.allow lets the network differ
+            self.recorder.load_state_dict(state.get("recorder", {}))
+        except UNFIT as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the saved state does not fit this network: {reason}") from error
-        self.recorder.load_state_dict(state.get("recorder", {}))
         self.progress = progress = Progress(**state["progress"])
         progress.scale_steps(state["batch_size"] / self.config.training.batch_size)
         if progress.step > self.steps:  # where resume.allow lets the dataset differ

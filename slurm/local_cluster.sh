@@ -85,6 +85,13 @@ SOCKET="$RUN/munge.socket"
 say() { echo "local_cluster: $*" >&2; }
 die() { say "ERROR: $*"; exit 1; }
 
+# The name of $DIR is known to everybody, root writes into it, and what lies in it is run as shell code.
+check_dir() {
+  [[ ! -L $DIR ]] || die "$DIR is a link: remove it, or choose another CLUSTER_DIR"
+  [[ ! -e $DIR || -O $DIR || $(stat -c %u "$DIR") == 0 ]] ||
+    die "$DIR is somebody else's: remove it, or choose another CLUSTER_DIR"
+}
+
 # ------------------------------------------------------------------ processes, by pid file only
 # A pid file holds "PID STARTTIME": the start time (field 22 of /proc/PID/stat) makes sure that a
 # recycled pid is never taken for ours.
@@ -432,15 +439,12 @@ cmd_up() {
   local want=${1:-2} i t0=$SECONDS
   [[ $EUID == 0 ]] || die "must run as root"
 
+  mkdir -p "$DIR"
+  check_dir
   # This script deletes sub-directories of $DIR, so it only touches one that it made itself.
-  if [[ -d $DIR && ! -f "$DIR/$MARKER" && -n $(ls -A "$DIR") ]]; then
+  if [[ ! -f "$DIR/$MARKER" && -n $(ls -A "$DIR") ]]; then
     die "$DIR exists, is not empty and was not made by this script: choose another CLUSTER_DIR"
   fi
-  # Its name is known to everybody, and root writes into it.
-  if [[ -L $DIR || ( -e $DIR && ! -O $DIR ) ]]; then
-    die "$DIR is a link or somebody else's: remove it, or choose another CLUSTER_DIR"
-  fi
-  mkdir -p "$DIR"
   chmod 755 "$DIR"
   : >"$DIR/$MARKER"
   exec 9>"$DIR/lock"
@@ -539,6 +543,7 @@ teardown() { # stops everything that pid files, namespaces and tags know about; 
 }
 
 cmd_down() {
+  check_dir
   [[ -f "$DIR/$MARKER" ]] || { say "not up"; return 0; }
   [[ $EUID == 0 ]] || die "must run as root"
   exec 9>"$DIR/lock"
@@ -552,6 +557,7 @@ cmd_down() {
 
 cmd_status() {
   local d rc=0 state
+  check_dir
   if [[ ! -f "$DIR/saved" ]]; then echo "down"; return 3; fi
   # shellcheck disable=SC1091
   . "$DIR/saved"
@@ -567,6 +573,7 @@ cmd_status() {
 }
 
 open_saved() { # NODE : reads what `up` saved and checks the number
+  check_dir
   [[ -f "$DIR/saved" ]] || die "not up"
   # shellcheck disable=SC1091
   . "$DIR/saved"

@@ -13,6 +13,7 @@ requeues itself when it is preempted or out of time and continues where it stopp
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from ffcv_r50.errors import (  # noqa: E402
     InvalidSetting,
     UserError,
     exit_with,
+    printable,
 )
 from ffcv_r50.registry import Options, Range  # noqa: E402
 from ffcv_r50.run.run_folder import read_status  # noqa: E402
@@ -162,6 +164,8 @@ def check(options: Job, overrides: list[str]) -> list[Run]:
         f"GPUs x {plan.micro_batches} micro-batches x {plan.micro_batch_size} images{groups}"
     )
     folder = Path(config.logging.folder).absolute()
+    if not str(folder).isprintable():  # else it would be further lines of the batch script
+        raise UserError(f"logging.folder={folder}: holds a line break or a control character")
     if options.seeds is None:
         return [Run(folder, [])]
     if any(word.startswith("--training.seed") for word in overrides):
@@ -287,7 +291,8 @@ def submit(argv: Sequence[str]) -> int:
         slurm = executor(options, jobs_folder)
         words = command(options, overrides, runs[0], top / "code" / "TIME", runs[0].folder)
         print(slurm._make_submission_file_text(slurm._submitit_command_str, "dry-run"))
-        print(f"# which runs, for {runs[0].folder}:\n# {' '.join(words)}")
+        print(printable(f"# which runs, for {runs[0].folder}:"))
+        print(printable(f"# {shlex.join(words)}"))
         return 0
     slurm = executor(options, jobs_folder)
     code = snapshot(options.config, top)
@@ -325,7 +330,7 @@ def follow(run: Run, job: Any) -> int:
         time.sleep(POLL_SECONDS if not isinstance(job, submitit.LocalJob) else 0.2)
     status = read_status(run.folder)
     state = status.get("state", "never began")
-    print(f"job {job.job_id} ended; {run.folder}: {state}")
+    print(printable(f"job {job.job_id} ended; {run.folder}: {state}"))
     return {"finished": 0, "stopped": STOPPED_AS_ASKED}.get(state, status.get("exit_code") or FAULT)
 
 

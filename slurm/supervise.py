@@ -25,7 +25,7 @@ from pathlib import Path
 # This file is run by its path, from the copy of the toolkit that its job was submitted with.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ffcv_r50.errors import STOPPED_AS_ASKED
+from ffcv_r50.errors import STOPPED_AS_ASKED, one_line
 from ffcv_r50.run import ends
 
 
@@ -81,7 +81,7 @@ def _passed_on(number: signal.Signals) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"supervise: {text}", file=sys.stderr, flush=True)
+    print(f"supervise: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def test_a_folder_with_a_broken_file_is_shown(
         assert (state.state, state.words) == ("failed", "UserError: no disk")
 
 
+def test_settings_that_multiply_are_not_read(tmp_path: Path) -> None:
+    """Ten tables of a line each that are nine times the one before: 9^10 keys."""
+    run = make(tmp_path / "a")
+    lines = ["a0: &a0 {b: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [{f'*a{i - 1}, ' * 9}]}}" for i in range(1, 11)]
+    with open(run / "config.yaml", "a") as file:
+        file.write("\n" + "\n".join(lines))
+    assert runs.read(run).epochs is None
+
+
 def test_runs_inside_of_runs_are_not_searched_for(tmp_path: Path) -> None:
     make(tmp_path / "b" / "2")
     make(tmp_path / "b" / "1")

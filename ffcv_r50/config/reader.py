@@ -18,6 +18,7 @@ from ffcv_r50.config import kinds, strict_yaml
 from ffcv_r50.config.declaration import Given, Setting, build, declared, missing_keys
 from ffcv_r50.config.kinds import listed_registry_of, registry_of
 from ffcv_r50.errors import UserError, nearest
+from ffcv_r50.files import YAML_BYTES
 from ffcv_r50.registry import Options, Registry
 
 Place = Callable[[str, yaml.Node], str]
@@ -36,11 +37,14 @@ def from_file(cls: type[Options], path: str) -> dict[str, Given]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return from_yaml(cls, file.read(), path)
+            text = file.read(YAML_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+    if len(text) > YAML_BYTES:
+        raise UserError(f"{path}: has more than {YAML_BYTES >> 20} MiB, settings are smaller")
+    return from_yaml(cls, text, path)
 
 
 def from_yaml(cls: type[Options], text: str, where: str) -> dict[str, Given]:

@@ -22,6 +22,15 @@ def compose(text: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=_Loader)
 
 
+def load(text: str) -> Any:
+    """The value of a text.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it has none.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def problem(error: yaml.YAMLError) -> str:
     """What is wrong, as an error says it."""
     if not isinstance(error, yaml.MarkedYAMLError):
@@ -54,4 +63,7 @@ class _Loader(yaml.SafeLoader):
         is_key = isinstance(parent, yaml.MappingNode) and index is None
         if is_key and not isinstance(node, yaml.ScalarNode):
             raise _TooMuch("expected a word as a key, got a list or a table", event)
+        if is_key and isinstance(node, yaml.ScalarNode) and node.value == "<<":
+            # Merged tables merged again multiply: some lines would take all memory.
+            raise _TooMuch("expected no merged tables (<<)", event)
         return node

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffcv_r50.errors import RunFault, UserError
-from ffcv_r50.files import read_json
+from ffcv_r50.files import read_json, regular_file
 
 FORMAT_VERSION = 2
 
@@ -205,7 +205,7 @@ class Beton:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = regular_file(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self.descriptor)
             self._open(os.fstat(self.descriptor).st_size)
         except OSError as error:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ffcv_r50.data.beton import content_digest
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import regular_file
 
 LONGEST_LINE = 1 << 16
 """Bytes; a longer one is not ours."""
@@ -66,8 +67,10 @@ def read(beton: str | os.PathLike[str], num_samples: int) -> Iterator[Sample] | 
 def _lines(path: Path, num_samples: int) -> Iterator[Sample]:
     count = 0
     try:
-        with gzip.open(path) as file:
+        with open(path, "rb", opener=regular_file) as packed, gzip.open(packed) as file:
             while line := file.readline(LONGEST_LINE):
+                if count == num_samples:  # a few bytes can stand for millions of lines
+                    raise _of_another(path, f"more than {count:,}", num_samples)
                 name, *digests = json.loads(line)
                 sample = Sample(str(name), *digests)
                 if not all(re.fullmatch("[0-9a-f]{32}", digest) for digest in sample[1:]):
@@ -79,7 +82,11 @@ def _lines(path: Path, num_samples: int) -> Iterator[Sample]:
             f"{path}: damaged at sample {count:,} ({error}); write the dataset again, or remove this file"
         ) from error
     if count != num_samples:
-        raise UserError(
-            f"{path}: describes {count:,} samples, the dataset has {num_samples:,}; it belongs to another "
-            "file, remove it"
-        )
+        raise _of_another(path, f"{count:,}", num_samples)
+
+
+def _of_another(path: Path, described: str, num_samples: int) -> UserError:
+    return UserError(
+        f"{path}: describes {described} samples, the dataset has {num_samples:,}; it belongs to another "
+        "file, remove it"
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ffcv_r50.files import atomic_write, parse_json
+from ffcv_r50.files import atomic_write, parse_json, regular_file
 from ffcv_r50.logs.row import EpochRow, StepRow
 
 
@@ -46,7 +46,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
     rows."""
     if not path.exists():
         return
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular_file) as file:
         for line in file:
             with contextlib.suppress(ValueError):
                 row = parse_json(line)
@@ -57,7 +57,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 def rewind(path: Path, epochs: int) -> None:
     """Keep the rows of the first ``epochs`` epochs; drop what a killed start wrote after them."""
     if path.exists():
-        kept = [row for row in read(path) if row["epoch"] < epochs]
+        kept = [row for row in rows(path) if number(row, "epoch") < epochs]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
@@ -141,17 +141,39 @@ class StepLog:
         with contextlib.suppress(FileNotFoundError), open(self.path, "r+b") as file:
             end = 0
             for line in file:
-                if not line.endswith(b"\n") or _number(line) >= steps:
+                if not line.endswith(b"\n") or _step(line) >= steps:
                     break
                 end += len(line)
             file.truncate(end)
 
 
-def _number(line: bytes) -> float:
-    """Of the step that a line is about; behind all others where it is damaged."""
+def numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """Those values of a row, which anybody may have written, that are numbers."""
+    return {
+        key: value
+        for key, value in row.items()
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
+    }
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The numbers of the newest row; empty where there is none."""
+    last: dict[str, Any] = {}
+    for row in rows(path):
+        last = row
+    return numbers(last)
+
+
+def number(row: Any, key: str) -> float:
+    """Of the epoch or step that a row is about; behind all others where it does not say."""
+    found = row.get(key) if isinstance(row, dict) else None
+    return found if isinstance(found, int) and found >= 0 else math.inf
+
+
+def _step(line: bytes) -> float:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, LookupError, TypeError):
+        return number(parse_json(line), "step")
+    except ValueError:
         return math.inf
 
 

@@ -111,6 +111,10 @@ def set_hyperparameters(
             group["momentum"] = momentum
 
 
+SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+"""What optimizers keep of a parameter that has its shape."""
+
+
 def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take over the tensors of a saved state, none of its groups' options.
 
@@ -133,4 +137,15 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
             f"the optimizer has groups of {sizes[0]} parameters, the saved state of {sizes[1]}"
         )
     groups = [{**group, "params": old["params"]} for group, old in zip(ours, theirs, strict=True)]
+    # torch itself does not look: the next step would fail.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in zip((i for g in groups for i in g["params"]), parameters, strict=True):
+        for name, value in saved["state"].get(index, {}).items():
+            fits = (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.layout == parameter.layout
+            )
+            if name in SHAPED and value is not None and not fits:
+                raise ValueError(f"the {name} of parameter {index} has another shape than it")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

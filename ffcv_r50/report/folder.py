@@ -1,20 +1,24 @@
 """What a run folder holds, read for a report. Nothing in it is changed, also while the run goes on."""
 
+import contextlib
 import functools
 import re
 import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data import names
 from ffcv_r50.data.beton import MAX_CLASSES, Beton
-from ffcv_r50.errors import UserError
-from ffcv_r50.files import read_json
+from ffcv_r50.errors import UserError, one_line
+from ffcv_r50.files import check_archive, read_json, regular_file
 from ffcv_r50.logs import jsonl
 from ffcv_r50.report.numbers import Bools, Floats, Ints, share
 from ffcv_r50.run.run_folder import read_status
@@ -22,7 +26,10 @@ from ffcv_r50.training.averages import AVERAGES, NETWORK
 
 RECIPES = Path(__file__).resolve().parents[2] / "rcp"
 PREDICTIONS = "predictions.npz"
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile)
+UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, MemoryError,
+    NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 """What reading a damaged file of arrays raises."""
 MOST_STEPS = 1500
 PUBLISHED = re.compile(
@@ -110,9 +117,8 @@ class Run:
     @functools.cached_property
     def steps(self) -> Steps:
         """Of which more than their number was recorded; of very many, some."""
-        rows = [
-            row for row in jsonl.rows(self.path / "steps.jsonl") if "loss" in row and "epoch" in row
-        ]
+        found = map(jsonl.numbers, jsonl.rows(self.path / "steps.jsonl"))
+        rows = [row for row in found if "loss" in row and "epoch" in row]
         rows = rows[:: -(-len(rows) // MOST_STEPS) or 1]
         return Steps(
             *(np.array([row.get(key, np.nan) for row in rows], np.float64) for key in Steps._fields)
@@ -164,6 +170,10 @@ class Run:
     def key(network: str, quantity: str) -> str:
         """What the log calls a quantity of a network."""
         return quantity if network == NETWORK else f"{network}_{quantity}"
+
+    def final(self, network: str, quantity: str) -> float:
+        """What the last row says; nan where it does not."""
+        return float(self.last.get(self.key(network, quantity), np.nan))
 
     @functools.cached_property
     def val_set(self) -> Beton | None:
@@ -228,11 +238,10 @@ def read(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: holds no run, config.yaml is missing; give the folder of a run")
     config = settings.load([f"--config={path / 'config.yaml'}"], needs_data=False)
-    rows = [
-        row
-        for row in jsonl.read(path / "log.jsonl")
-        if isinstance(row, dict) and {"epoch", "top_1"} <= row.keys()
-    ]
+    try:
+        rows = [*_epochs(jsonl.rows(path / "log.jsonl"), config.training.epochs)]
+    except OSError as error:
+        raise UserError(f"{path}: its log.jsonl cannot be read ({error.strerror})") from error
     if not rows:
         raise UserError(f"{path}: no epoch of this run is done; look again after its first")
     starts = _starts(path / "environment.json")
@@ -248,7 +257,7 @@ def read_predictions(path: Path) -> Predictions | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _arrays(path) as file:
             order = np.argsort(file["index"], kind="stable")
             index, target, classes = (
                 np.asarray(file[name])[order].astype(np.int64)
@@ -287,7 +296,7 @@ def read_ledger(folder: Path) -> Ledger | None:
     files = sorted(folder.glob("epoch_*.npz"))
     for path in files:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with _arrays(path) as file:
                 losses, correct = file["loss"].astype(np.float64), file["correct"]
             if path == files[0]:
                 loss = np.zeros(len(losses))
@@ -303,13 +312,50 @@ def read_ledger(folder: Path) -> Ledger | None:
     return Ledger(share(loss, shown), right, shown) if files else None
 
 
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Of a file by numpy; raises one of :data:`UNREADABLE`."""
+    with open(path, "rb", opener=regular_file) as file:
+        check_archive(file)
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
+
+
+def _epochs(rows: Iterable[dict[str, Any]], epochs: int) -> Iterator[dict[str, Any]]:
+    """The rows of a log that are about a further epoch of the run."""
+    following = 0
+    for row in map(jsonl.numbers, rows):
+        if "top_1" in row and following <= (epoch := jsonl.number(row, "epoch")) < epochs:
+            yield row
+            following = int(epoch) + 1
+
+
+START: dict[str, Any] = {
+    "time": str, "command": list, "host": str, "world_size": int, "device": str, "versions": dict,
+}  # fmt: skip
+"""What is told of a start."""
+
+
 def _starts(path: Path) -> list[dict[str, Any]]:
-    """What was recorded of each start."""
+    """What was recorded of each start, as far as it is what a run records."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
         return []
-    return found if isinstance(found, list) else []
+    return [
+        {key: _plain(start[key]) for key, kind in START.items() if isinstance(start.get(key), kind)}
+        for start in (found if isinstance(found, list) else [])
+        if isinstance(start, dict)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Words and numbers of one line: part of what is told goes into a block for a shell."""
+    if isinstance(value, dict):
+        return {one_line(str(key)): one_line(str(inner)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [one_line(str(inner)) for inner in value]
+    return min(max(value, 1), 1 << 31) if isinstance(value, int) else one_line(value)
 
 
 def _dataset(path: str, predictions: Predictions | None) -> Beton | None:

@@ -118,7 +118,7 @@ def _accuracies(run: Run) -> list[Tile]:
     published = run.recipe.published if run.recipe else {}
     tiles = []
     for key, label in (("top_1", "top-1"), ("top_5", "top-5")):
-        value = float(run.last[run.key(chosen, key)])
+        value = run.final(chosen, key)
         interval = interval_of(run, value)
         detail = [f"95 %: {_range(interval)}"] if interval else []
         if key in published:
@@ -154,12 +154,10 @@ def _costs(run: Run, price: float | None) -> list[Tile]:
 
 
 def _networks(run: Run) -> list[Network]:
-    first = float(run.last[run.key(run.networks[0], "top_1")])
+    first = run.final(run.networks[0], "top_1")
     rows = []
     for name in run.networks:
-        top_1, top_5, loss = (
-            float(run.last[run.key(name, k)]) for k in ("top_1", "top_5", "val_loss")
-        )
+        top_1, top_5, loss = (run.final(name, k) for k in ("top_1", "top_5", "val_loss"))
         against = "weights.pt" if name == run.networks[0] else _points(top_1 - first)
         interval = _range(interval_of(run, top_1))
         rows.append(Network(name, f"{top_1:.2f}", interval, f"{top_5:.2f}", f"{loss:.4f}", against))
@@ -174,7 +172,7 @@ def _result(run: Run) -> Finding | None:
     published = run.recipe.published.get("top_1") if run.recipe else None
     if not run.recipe or published is None or run.ends[-1] < run.config.training.epochs:
         return None
-    value = float(run.last[run.key(run.networks[0], "top_1")])
+    value = run.final(run.networks[0], "top_1")
     interval = interval_of(run, value)
     name = run.recipe.path.name
     if interval and interval.low <= published <= interval.high:
@@ -265,7 +263,7 @@ def _best(run: Run) -> Finding | None:
 
 def _average(run: Run) -> Finding | None:
     """Whether another network than the one in ``weights.pt`` is better by more than chance."""
-    tops = {name: float(run.last[run.key(name, "top_1")]) for name in run.networks}
+    tops = {name: run.final(name, "top_1") for name in run.networks}
     chosen, best = run.networks[0], max(tops, key=lambda name: tops[name])
     interval = interval_of(run, tops[chosen])
     if interval is None or tops[best] <= interval.high:

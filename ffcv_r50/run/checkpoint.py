@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ffcv_r50.errors import RunFault, UserError
-from ffcv_r50.files import atomic_write
+from ffcv_r50.files import atomic_write, check_archive, regular_file
 from ffcv_r50.run import versions
 
 LAST = "last.pt"
@@ -220,10 +220,12 @@ def load(path: Path) -> dict[str, Any]:
         UserError: a later version wrote it, in a format that this one does not know.
     """
     try:
-        if not _is_of_old(path):
-            with zipfile.ZipFile(path) as archive:
-                if (member := archive.testzip()) is not None:
-                    raise DamagedCheckpoint(f"{path}: the checksum of {member} is wrong")
+        with open(path, "rb", opener=regular_file) as file:
+            if not _is_of_old(file):
+                check_archive(file)
+                with zipfile.ZipFile(file) as archive:
+                    if (member := archive.testzip()) is not None:
+                        raise DamagedCheckpoint(f"{path}: the checksum of {member} is wrong")
         # timm's and torchvision's scripts save their command line with the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -243,13 +245,15 @@ def load(path: Path) -> dict[str, Any]:
     return versions.upgraded(str(path), state)
 
 
-def _is_of_old(path: Path) -> bool:
+def _is_of_old(file: BinaryIO) -> bool:
     """Whether it begins as what torch wrote before 1.6: no archive, without checksums.
 
-    Some of torchvision's and timm's weights are from then; nothing of ours is.
+    Some of torchvision's and timm's weights are from then; nothing of ours is. The file is left at its
+    beginning.
     """
-    with open(path, "rb") as file:
-        return file.read(len(OLD)) == OLD
+    begin = file.read(len(OLD))
+    file.seek(0)
+    return begin == OLD
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -357,9 +361,21 @@ def _is_state_dict(weights: Any) -> bool:
     )
 
 
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether its numbers are all in memory: a file may describe sparse and quantized tensors, some
+    without numbers, and by strides of 0 some of terabytes.
+    """
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.is_quantized:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
 def _finite(weights: dict[str, torch.Tensor], setting: str) -> dict[str, torch.Tensor]:
     """The same weights, if they can be of any use."""
     for name, tensor in weights.items():
+        if not _is_whole(tensor):
+            raise UserError(f"{setting}: its {name} is no plain tensor; save it as one")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(
                 f"{setting}: its {name} has values that are not finite; take weights from before the "

@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 import ffcv_r50
-from ffcv_r50.config import declaration, reader
+from ffcv_r50.config import declaration, reader, strict_yaml
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data.beton import Beton, Identity
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import read_settings
 from ffcv_r50.run import versions
 from ffcv_r50.run.progress import Progress
 
@@ -26,6 +27,9 @@ MAY_DIFFER = (
     "checkpoint.",
     "resume.",
 )
+
+DATASETS = ("data.train_dataset", "data.val_dataset")
+"""The settings that name one."""
 
 Identities = dict[str, dict[str, Any]]
 """For each setting that names a dataset, the fields of its :class:`~ffcv_r50.data.beton.Identity`."""
@@ -83,7 +87,7 @@ def saved_settings(folder: Path) -> dict[str, Any]:
         UserError: they cannot be read.
     """
     try:
-        text = (folder / "config.yaml").read_text()
+        text = read_settings(folder / "config.yaml")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its config.yaml cannot be read ({error})") from error
     settings = _settings(str(folder), text, Config)
@@ -102,8 +106,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
 def _settings(where: str, text: str, cls: type[Config]) -> dict[str, Any]:
     """What a YAML text sets, and defaults for the rest; without what may always differ."""
     try:
-        flat = _flat(yaml.safe_load(text), {*declaration.keys(cls), *cls.MOVED})
-    except (yaml.YAMLError, AttributeError, RecursionError) as error:
+        flat = _flat(strict_yaml.load(text), {*declaration.keys(cls), *cls.MOVED})
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: its saved configuration is damaged; restore it, or choose another folder"
         ) from error
@@ -154,6 +158,8 @@ PARTS: dict[str, type] = {
 }
 """Of the state of a run."""
 LEARNER = ("model", "optimizer", "scaler")
+LARGEST = 1 << 53
+"""Counts are below: so far floats count in ones."""
 
 
 def check_state(where: str, state: Any) -> None:
@@ -168,17 +174,13 @@ def check_state(where: str, state: Any) -> None:
             key for key, kind in PARTS.items() if not isinstance(state.get(key), kind)
         )
     if not wrong:
-        known = {field.name for field in dataclasses.fields(Progress)}
-        numbers = all(
-            key in known
-            and isinstance(value, (int, float))
-            and value >= (-1 if "best" in key else 0)
-            for key, value in state["progress"].items()
-        )
         learner = all(isinstance(state["learner"].get(key), dict) for key in LEARNER)
-        wrong = "" if numbers else "progress"
+        wrong = "" if _is_progress(state["progress"]) else "progress"
         wrong = wrong or ("" if learner else "learner")
-        wrong = wrong or ("" if state["batch_size"] > 0 else "batch_size")
+        wrong = wrong or ("" if 0 < state["batch_size"] < LARGEST else "batch_size")
+        wrong = wrong or ("" if _are_identities(state["datasets"]) else "datasets")
+        texts = all(isinstance(version, str) for version in state["versions"].values())
+        wrong = wrong or ("" if texts else "versions")
     if wrong:
         raise UserError(
             f"{where}: is not the state of a run ({wrong}); name another checkpoint, or choose another "
@@ -186,11 +188,36 @@ def check_state(where: str, state: Any) -> None:
         )
 
 
+def _is_progress(progress: dict[str, Any]) -> bool:
+    """Whether these are fields of a :class:`Progress`: steps are whole numbers, times and sums may not be."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Progress)}
+    if not progress.keys() <= kinds.keys():
+        return False
+    return all(
+        isinstance(value, int if kinds[key] is int else (int, float))
+        and value >= (-1 if key == "best_top_1" else 0)
+        and (kinds[key] is float or value < LARGEST)
+        for key, value in progress.items()
+    )
+
+
+def _are_identities(datasets: dict[str, Any]) -> bool:
+    """Whether these are :data:`Identities`; of a state of format 0 there are none."""
+    kinds = Identity.__annotations__
+    return all(
+        key in DATASETS
+        and isinstance(identity, dict)
+        and identity.keys() == kinds.keys()
+        and all(isinstance(identity[name], kind) for name, kind in kinds.items())
+        for key, identity in datasets.items()
+    )
+
+
 def identities(train_set: Beton, val_set: Beton) -> Identities:
     """What a state says of the datasets that it comes from."""
     return {
-        "data.train_dataset": train_set.identity._asdict(),
-        "data.val_dataset": val_set.identity._asdict(),
+        key: dataset.identity._asdict()
+        for key, dataset in zip(DATASETS, (train_set, val_set), strict=True)
     }
 
 

@@ -3,7 +3,6 @@
 Needs nothing but Python itself: a supervisor lives as long as its job and should weigh nothing.
 """
 
-import json
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 from ffcv_r50.errors import STOPPED_AS_ASKED
+from ffcv_r50.files import read_record
 
 RESTARTS_WITHOUT_PROGRESS = 3
 """After so many it is not tried again."""
@@ -30,10 +30,7 @@ class Seen(NamedTuple):
 
 def look(folder: Path) -> Seen:
     """Read what the run recorded so far."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        status = {}
+    status = read_record(folder / "status.json")
     try:
         stat = (folder / "checkpoints" / "last.pt").stat()
     except OSError:
@@ -72,7 +69,9 @@ def judge(code: int, before: Seen, after: Seen) -> tuple[End, str]:
 def own_code(code: int, before: Seen, after: Seen) -> int:
     """The exit code of a run that failed, where torchrun's is always 1."""
     recorded = after.status.get("exit_code") if after.status != before.status else None
-    return int(recorded or (code if 0 < code < 128 else 1))
+    if isinstance(recorded, int) and 0 < recorded < 128:
+        return recorded
+    return code if 0 < code < 128 else 1
 
 
 def start(

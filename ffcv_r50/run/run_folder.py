@@ -31,7 +31,7 @@ import torch
 
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write, read_json, read_record
+from ffcv_r50.files import atomic_write, read_json, read_record, read_settings, regular_file
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import compatibility, versions
 
@@ -51,6 +51,10 @@ RESULTS = (
     "wandb",
 )
 """What a run leaves besides its checkpoints."""
+FOLDERS = ("checkpoints", "ledger", "sinks", "tensorboard", "wandb")
+CHANGED = (LOCK, "log.jsonl", "steps.jsonl", "checkpoints")
+"""What is not replaced as a whole: being allowed to write the folder is not enough."""
+STATUS_KINDS: dict[str, Any] = {"state": str, "reason": str, "exit_code": int}
 
 
 class RunFolder:
@@ -68,9 +72,11 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.log = self.path / "log.jsonl"
         self.weights = self.path / "weights.pt"
+        self._check()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "a+")  # noqa: SIM115  # held, not read
+            # Held, not read; unbuffered, or a full disk would show again when it is closed.
+            self._lock = open(self.path / LOCK, "ab+", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise UserError(
                 f"logging.folder={path}: cannot be made or written ({error.strerror}); choose another"
@@ -81,6 +87,33 @@ class RunFolder:
             self._lock.close()
             raise
 
+    def _check(self) -> None:
+        """See that what is written here lies here and may be written, and that no pipe is waited for.
+
+        A folder from somebody else may have links in it that lead to any file of its new owner.
+
+        Raises:
+            UserError: something does not, or may not; named.
+        """
+        for name in (LOCK, STATUS, "environment.json", "checkpoints", *RESULTS, "sinks/*"):
+            for path in self.path.glob(name):
+                if path.is_symlink():
+                    what = (
+                        f"is a link to {os.readlink(path)}; a run writes into its own folder only"
+                    )
+                elif path.name in FOLDERS:
+                    what = "" if path.is_dir() else "is no folder"
+                else:
+                    what = "" if path.is_file() else "is no file"
+                if what:
+                    raise UserError(f"{path}: {what}: remove it, or choose another logging.folder")
+        for path in (self.path / name for name in CHANGED):
+            if path.exists() and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+                raise UserError(
+                    f"{path}: cannot be read and written by this user; continue the run as its owner, "
+                    "or choose another logging.folder"
+                )
+
     def _hold(self) -> None:
         """Take the lock; the system gives it back when this process ends, however it ends."""
         deadline = time.monotonic() + LOCK_SECONDS
@@ -90,8 +123,9 @@ class RunFolder:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     self._lock.seek(0)
+                    holder = self._lock.read(200).decode(errors="replace").strip()
                     raise UserError(
-                        f"{self.path}: in use by another run ({self._lock.read().strip()}); wait for "
+                        f"{self.path}: in use by another run ({holder}); wait for "
                         "it, stop it, or choose another logging.folder"
                     ) from None
                 time.sleep(0.1)  # a killed run may still be on its way out
@@ -100,8 +134,7 @@ class RunFolder:
             else:
                 with contextlib.suppress(OSError):  # who holds it is told to others only
                     self._lock.truncate(0)
-                    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                    self._lock.flush()
+                    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return
 
     def release(self) -> None:
@@ -121,7 +154,7 @@ class RunFolder:
         last = self._last_start()
         versions.check_format(str(self.path), last.get("format", 0), last.get("versions", {}))
         try:
-            text = saved.read_text()
+            text = read_settings(saved)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{saved}: cannot be read ({error}); restore it or remove it"
@@ -252,7 +285,8 @@ def read_status(path: Path) -> dict[str, Any]:
 
     A process that was killed could not say so: a state ``running`` that nobody holds is ``lost``.
     """
-    status = read_record(path / STATUS)
+    record = read_record(path / STATUS)
+    status = {k: v for k, v in record.items() if isinstance(v, STATUS_KINDS.get(k, object))}
     if status.get("state") == "running" and not _held(path / LOCK):
         status |= {"state": "lost", "reason": "its processes ended without a word"}
     return status
@@ -264,7 +298,7 @@ def _held(lock: Path) -> bool:
     Asking takes a shared lock for a moment, which a run that starts just then waits for.
     """
     try:
-        with open(lock, "rb") as file:
+        with open(lock, "rb", opener=regular_file) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

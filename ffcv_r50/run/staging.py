@@ -25,7 +25,7 @@ import torch.distributed as dist
 from ffcv_r50 import distributed
 from ffcv_r50.data.beton import sidecar_path
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write, read_record
+from ffcv_r50.files import atomic_write, no_link, read_record
 
 CHUNK = 16 * 2**20
 RESERVE = 1.01
@@ -113,10 +113,15 @@ def _stage_one(source: Path, copy: Path, say: Callable[[str], None]) -> None:
         "changed": stat.st_mtime_ns,
     }
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with open(copy.with_name(f"{copy.name}.lock"), "w") as lock:
+    with open(copy.with_name(f"{copy.name}.lock"), "ab", opener=no_link) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _copy_unless_there(source, copy, copy.with_name(f"{copy.name}.staged"), origin, say)
         _copy_sidecar(sidecar_path(source), sidecar_path(copy))
+
+
+def _is_ours(copy: Path) -> bool:
+    """Whether it is there and this user made it: the checksum beside another's proves nothing."""
+    return copy.exists() and copy.lstat().st_uid == os.geteuid()
 
 
 def _copy_sidecar(source: Path, copy: Path) -> None:
@@ -137,7 +142,7 @@ def _copy_unless_there(
 ) -> None:
     size = source.stat().st_size
     staged = read_record(marker)
-    if {**staged, "checksum": 0} == {**origin, "checksum": 0} and copy.exists():
+    if {**staged, "checksum": 0} == {**origin, "checksum": 0} and _is_ours(copy):
         if copy.stat().st_size == size and _checksum(copy) == staged["checksum"]:
             return
         say(f"{copy}: is not what was staged; copying it again")

@@ -174,5 +174,4 @@ class FolderStorage(run_folder.RunFolder, Storage):
 
     def last_row(self) -> dict[str, Any]:
         """See :meth:`Storage.last_row`."""
-        rows = jsonl.read(self.log)
-        return rows[-1] if rows else {}
+        return jsonl.last_row(self.log)

@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 
 from ffcv_r50.config import command_line
 from ffcv_r50.errors import BAD_INPUT, FINISHED, STOPPED_AS_ASKED, UserError, exit_with, one_line
+from ffcv_r50.files import no_link
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.run import ends, notices
 
@@ -170,7 +171,7 @@ class Keeper:
     def _to_log(self, line: str) -> None:
         path = self._folder.with_name(f"{self._folder.name}.starts.log")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
+        with open(path, "a", opener=no_link) as file:
             file.write(line)
 
     def _asked_to_stop(self, number: int) -> bool:

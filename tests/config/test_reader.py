@@ -243,6 +243,8 @@ def test_dashes_count_as_underscores() -> None:
         ("cook: Ada\noven: !!python/object:os.system {}", "x.yaml:2: expected no tags, got 'tag:yaml.org,2002:python/object:os.system'"),
         ("cook: !mine Ada", "x.yaml:1: expected no tags, got '!mine'"),
         ("[" * 2000, "x.yaml:1: is nested deeper than settings are"),
+        ("cook: &a {b: 1}\noven: {<<: *a}", "x.yaml:2: expected no merged tables (<<)"),
+        ("cook: [&a [1], &b [*a, *a], &c [*b, *b]]", "x.yaml:1: cook: expected a string or null, got a list"),
     ],
 )  # fmt: skip
 def test_errors_of_a_file_name_file_line_and_key(tmp_path: Path, text: str, message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.distributed.heartbeats import Exchange, Fault
 from ffcv_r50.errors import BAD_INPUT, FAULT
-from ffcv_r50.run.run_folder import RunFolder
+from ffcv_r50.run.run_folder import RunFolder, read_status
 from tests import ranks
 from tests.conftest import Dataset
 
@@ -44,6 +44,7 @@ def test_rank_0_is_gone(dataset: Dataset, tmp_path: Path, send: signal.Signals) 
     ended = fail(dataset, tmp_path, ranks.at_step(4, send, rank=0))
     assert ended.codes == [-signal.SIGKILL, FAULT], ended.outputs
     assert "error: rank 0: " in ended.outputs[1]
+    assert read_status(tmp_path)["state"] == "lost"
 
 
 def test_one_of_four_dies_and_only_rank_0_says_so(dataset: Dataset, tmp_path: Path) -> None:
@@ -148,4 +149,5 @@ def test_a_bad_image_on_one_rank_ends_all(dataset: Dataset, tmp_path: Path, rank
     who = "rank 1: " if rank else ""
     assert errors[0].startswith(f"error: {who}{bad}: ")
     assert f"sample {index}" in errors[0]
+    assert ranks.status(tmp_path / "run")["state"] == "failed"
     assert "Traceback" not in "".join(ended.outputs)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ffcv_r50.logs import console, jsonl
+from ffcv_r50.logs.run_logs import FolderLogs
 
 
 def test_rows_come_back_and_rewinding_drops_later_epochs(tmp_path: Path) -> None:
@@ -20,6 +21,19 @@ def test_rows_come_back_and_rewinding_drops_later_epochs(tmp_path: Path) -> None
         file.write('{"epoch": 4, "l')  # killed while it wrote
     jsonl.rewind(path, 2)
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+def test_rows_of_somebody_else_do_not_stop_a_run(tmp_path: Path) -> None:
+    rows = [{}, {"epoch": "0"}, {"epoch": None}, {"epoch": -1}, {"epoch": 0, "top_1": "x"}, [7]]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows) + "[" * 100_000 + "\n"
+    for name in ("log.jsonl", "steps.jsonl"):
+        (tmp_path / name).write_text(text)
+    logs = FolderLogs(tmp_path, {}, pytest.fail)
+    logs.rewind(2, 2)
+    logs.close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 0, "top_1": "x"}\n'
+    assert (tmp_path / "steps.jsonl").read_text() == ""
+    assert jsonl.last_row(tmp_path / "log.jsonl") == {"epoch": 0}
 
 
 def test_a_row_is_on_the_disk_when_append_returns(

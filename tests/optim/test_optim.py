@@ -409,6 +409,16 @@ def test_a_state_of_another_network_is_refused() -> None:
         optim.load_state(optimizer, saved)
 
 
+@pytest.mark.parametrize("value", [torch.ones(7), torch.tensor(1.0), "x", 0.5, "sparse"])
+def test_a_buffer_of_another_shape_is_refused(value: Any) -> None:
+    saved = train(SGD(), network()).state_dict()
+    state = saved["state"][0]
+    state["momentum_buffer"] = state["momentum_buffer"].to_sparse() if value == "sparse" else value
+    optimizer = SGD().build(optim.parameter_groups(network(), False), momentum=0.9)
+    with pytest.raises(ValueError, match="the momentum_buffer of parameter 0 has another shape"):
+        optim.load_state(optimizer, saved)
+
+
 # --------------------------------------------------------------------------------------- by name
 
 

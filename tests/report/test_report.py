@@ -3,8 +3,11 @@
 import csv
 import importlib.util
 import io
+import json
+import os
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -363,3 +366,29 @@ def test_imagenets_classes_have_words() -> None:
     assert (found[0], found[999]) == ("tench", "toilet tissue")
     assert names.of_classes(wnids[::-1]) == wnids[::-1], "in another order they are other classes"
     assert names.of_classes(["cat", "dog"]) == ["cat", "dog"]
+
+
+def test_what_a_folder_says_is_never_more_than_words(made: Made, tmp_path: Path) -> None:
+    """Of versions, which the block for a shell quotes, and of rows of the log."""
+    run = shutil.copytree(made.folder, tmp_path / "run")
+    evil = {"ffcv_r50": "0\ntouch pwned", "torch": "1'; touch pwned #", "python": ["\x1b[2J"]}
+    starts = [{"versions": evil, "command": "no list", "world_size": "2"}, 7, {"host": {}}]
+    starts.append({"versions": evil, "world_size": -1, "command": [{}, "a\nb"], "device": 3})
+    (run / "environment.json").write_text(json.dumps(starts))
+    row = json.loads((run / "log.jsonl").read_text().splitlines()[0])
+    junk = [{"epoch": 0}, {"epoch": "1", "top_1": 2.0}, {"epoch": 10**30, "top_1": 2.0}, row, row]
+    junk += [row | {"epoch": 1, "lr": "x", "val_loss": [], "gpu_clock_mhz": 10**400}]
+    (run / "log.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in junk))
+    found = folder.read(run)
+    assert [one["epoch"] for one in found.rows] == [0, 1]
+    assert "lr" not in found.last
+    page.render(found)
+    block = provenance.provenance(found).block
+    assert "# in a checkout of ffcv_r50 0 touch pwned, Python ['\\x1b[2J']\n" in block
+    (tmp_path / "bin").mkdir()
+    for name in ("pip", "python", "torchrun"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", block], cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert not (tmp_path / "pwned").exists()

@@ -5,6 +5,7 @@ import os
 import resource
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,35 @@ def test_a_state_that_cannot_be_read_is_not_started_over(tmp_path: Path) -> None
     (tmp_path / checkpoint.LAST).mkdir()  # what root cannot read either
     with pytest.raises(UserError, match=r"last\.pt: cannot be read \(Is a directory\)"):
         checkpoint.newest(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(1 << 40),  # four bytes in the file
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+    ],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_tensors_without_numbers_of_their_own_are_refused(
+    tmp_path: Path, tensor: torch.Tensor
+) -> None:
+    torch.save({"w": tensor}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt: its w is no plain tensor; save it as one$"):
+        checkpoint.load_weights(tmp_path / "x.pt")
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(
+        UserError, match=r"bomb\.pt: not a whole checkpoint \(its [0-9,]+ bytes say"
+    ):
+        checkpoint.load_weights(tmp_path / "bomb.pt")

@@ -1,18 +1,21 @@
 """The folder of a run: held by one process, refused to other recipes, started anew on demand."""
 
-import fcntl
 import json
 import os
 import resource
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ffcv_r50 import runs
 from ffcv_r50.config import settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
+from ffcv_r50.files import YAML_BYTES
 from ffcv_r50.logs import jsonl
-from ffcv_r50.run import run_folder, versions
+from ffcv_r50.run import ends, run_folder, versions
 from ffcv_r50.run.run_folder import RunFolder
 from tests.conftest import RECIPE
 
@@ -174,7 +177,11 @@ def test_a_row_of_the_log_is_written_whole_or_not_at_all(tmp_path: Path) -> None
     assert log.read_text().count("\n") == 2
 
 
-@pytest.mark.parametrize("content", ["{{{", "- a list", "", "\ud800"])
+@pytest.mark.parametrize(
+    "content",
+    ["{{{", "- a list", "", "\ud800", "a: 2001-13-45", "a: &a {b: 1}\nc: {<<: [*a, *a]}",
+     " " * (YAML_BYTES + 1)],
+)  # fmt: skip
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: str) -> None:
     begin(tmp_path)
     (tmp_path / "run" / "config.yaml").write_bytes(content.encode(errors="surrogatepass"))
@@ -203,8 +210,118 @@ def test_only_our_own_half_written_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_does_not_keep_the_folder_from_being_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "lock").symlink_to("/dev/full")
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    RunFolder(str(tmp_path)).release()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        RunFolder(str(tmp_path)).release()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# ------------------------------------------------------------------------- folders from somebody else
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lock", "status.json", "environment.json", "config.yaml", "log.jsonl", "log.csv", "steps.jsonl",
+     "report.html", "weights.pt", "weights_ema.pt", "checkpoints", "ledger", "tensorboard",
+     "sinks/wandb.json"],
+)  # fmt: skip
+def test_what_a_link_in_the_folder_leads_to_is_left_alone(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "precious"
+    if name in run_folder.FOLDERS:
+        target.mkdir()
+        (target / "last.pt").write_text("precious")
+    else:
+        target.write_text("precious")
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    expected = (
+        f"{link}: is a link to {target}; a run writes into its own folder only: remove it, or"
+    )
+    with pytest.raises(UserError, match=f"^{expected}"):
+        RunFolder(str(tmp_path / "run"))
+    kept = target / "last.pt" if target.is_dir() else target
+    assert kept.read_text() == "precious"
+    assert sorted(os.listdir(tmp_path / "run")) == [name.partition("/")[0]], (
+        "nothing is half-written"
+    )
+
+
+def test_a_link_to_nowhere_makes_no_file(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to(tmp_path / "made")
+    with pytest.raises(UserError, match=r"log\.jsonl: is a link to"):
+        RunFolder(str(tmp_path / "run"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert begin(tmp_path) == []
+    assert (tmp_path / "disk" / "config.yaml").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["lock", "status.json", "config.yaml", "log.jsonl", "steps.jsonl"])
+def test_nobody_waits_for_a_pipe(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: is no file: remove it, or choose another"):
+        RunFolder(str(tmp_path))
+    assert runs.read(tmp_path).epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("checkpoints", "is no folder"), ("log.jsonl", "is no file")]
+)
+def test_a_folder_is_no_file(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_text("") if "folder" in what else (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: {what}: remove it"):
+        RunFolder(str(tmp_path))
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that every user may reach; the test may go on as one who is not root."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+        os.seteuid(os.getuid())
+
+
+@pytest.mark.parametrize("name", ["lock", "log.jsonl", "steps.jsonl", "checkpoints", ""])
+def test_what_belongs_to_another_user_is_one_line(nobody: Path, name: str) -> None:
+    path = nobody / name
+    if name in ("", "checkpoints"):
+        path.mkdir(exist_ok=True)
+    else:
+        path.write_text("")
+    path.chmod(0o555)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    expected = (
+        f"^{path}: cannot be read and written by this user; continue the run as its owner, or choose"
+        if name
+        else f"^logging.folder={nobody}: cannot be made or written \\(Permission denied\\); choose another"
+    )
+    with pytest.raises(UserError, match=expected):
+        RunFolder(str(nobody))
+    os.seteuid(os.getuid())
+    assert sorted(os.listdir(nobody)) == [name] * bool(name), "nothing is half-written"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [{"state": ["failed"], "exit_code": "2", "reason": {}}, [1], 7, "[" * 100_000],
+)
+def test_a_status_of_other_kinds_says_nothing(tmp_path: Path, status: object) -> None:
+    text = status if isinstance(status, str) else json.dumps(status)
+    (tmp_path / "status.json").write_text(text)
+    assert run_folder.read_status(tmp_path) == {}
+    seen = ends.look(tmp_path)
+    assert ends.judge(1, ends.Seen({}, None), seen) == ("failed", "exit code 1") or "state" in text
+    assert ends.own_code(1, ends.Seen({}, None), seen) == 1

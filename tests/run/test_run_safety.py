@@ -18,6 +18,7 @@ from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import checkpoint
+from ffcv_r50.run.run_folder import read_status
 from ffcv_r50.trainer import TakeStep
 from ffcv_r50.training import precision
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
@@ -46,6 +47,8 @@ def test_killed_in_the_middle_of_an_epoch(
     arguments = ranks.arguments(dataset, tmp_path)
     killed = ranks.run(arguments, tmp_path, ranks=1, hook=ranks.at_step(6, signal.SIGKILL))
     assert killed.codes == [-signal.SIGKILL]
+    assert ranks.status(tmp_path)["state"] == "running"
+    assert read_status(tmp_path)["state"] == "lost"
     notes = tmp_path / "notes"
     notes.mkdir()
     continued = ranks.run(arguments, tmp_path, ranks=1, hook=ranks.noting(notes))

@@ -209,3 +209,29 @@ def test_a_run_reads_the_copies(dataset: Dataset, launch: Launch, tmp_path: Path
     assert result.codes == [2, 2]
     assert f"error: {tmp_path}/disk/short-" in result.output, "the file that it opened"
     assert len(list((tmp_path / "disk").glob("train-*.beton"))) == 1
+
+
+# ---------------------------------------------------------------------- folders that all may write to
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(source: Path, tmp_path: Path) -> None:
+    copy, _ = stage(source, tmp_path / "disk")
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    lock = copy.with_name(f"{copy.name}.lock")
+    lock.unlink()
+    lock.symlink_to(precious)
+    with pytest.raises(
+        UserError, match=rf"^data.stage_dir={tmp_path}/disk on .*: {lock}: Too many"
+    ):
+        stage(source, tmp_path / "disk")
+    assert precious.read_text() == "precious"
+
+
+def test_somebody_elses_copy_is_not_believed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, _ = stage(source, tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: copy.stat().st_uid + 1)
+    _, said = stage(source, tmp_path)
+    assert [line.split(" on ")[0] for line in said] == [f"staged {source}"]

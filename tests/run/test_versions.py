@@ -55,12 +55,13 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path: Path, read: Any) ->
     assert str(refused.value) == expected
 
 
+IDENTITY = {"samples": 7, "classes": 3, "content": "0" * 32}
 STATE = {
     "progress": {"epoch": 1, "step": 3, "best_top_1": -1.0},
     "learner": {"model": {}, "optimizer": {}, "scaler": {}},
     "batch_size": 32,
     "config": "",
-    "datasets": {},
+    "datasets": {"data.train_dataset": IDENTITY, "data.val_dataset": IDENTITY},
     "versions": {},
 }
 
@@ -71,10 +72,18 @@ STATE = {
         ({"progress": {"epoch": "1"}}, "progress"),
         ({"progress": {"epoch": -1}}, "progress"),
         ({"progress": {"epoch": float("nan")}}, "progress"),
+        ({"progress": {"epoch": 1.5}}, "progress"),
+        ({"progress": {"step": 10**400}}, "progress"),
         ({"progress": {"from_the_future": 1}}, "progress"),
         ({"learner": {"model": {}, "optimizer": {}}}, "learner"),
         ({"learner": [], "config": None}, "learner, config"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 10**400}, "batch_size"),
+        ({"versions": {"torch": torch.ones(2)}}, "versions"),
+        ({"datasets": {"data.else": IDENTITY}}, "datasets"),
+        ({"datasets": {"data.train_dataset": [1]}}, "datasets"),
+        ({"datasets": {"data.train_dataset": IDENTITY | {"samples": "7"}}}, "datasets"),
+        ({"datasets": {"data.train_dataset": IDENTITY | {"more": 1}}}, "datasets"),
     ],
 )
 def test_a_state_that_somebody_made_up_is_refused(change: dict[str, Any], wrong: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,37 @@ def test_a_dry_run_prints_the_file_and_writes_nothing(
     assert "train_imagenet.py" in output
     assert not folder.exists()
     assert not (scheduler / "submitted.sh").exists()
+
+
+def test_what_a_dry_run_prints_is_quoted(
+    scheduler: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line runs the same words in a shell; every other line is a comment or submitit's."""
+    folder = tmp_path / "a b; touch $(pwned) 'x'"
+    recipe = tmp_path / "$HOME `pwned` & x.yaml"
+    shutil.copy(dataset.recipe, recipe)
+    arguments = [w for w in words(dataset, folder) if not w.startswith("--config=")]
+    assert submit.submit([*arguments, f"--config={recipe}", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    told = script.splitlines()[-1].removeprefix("# ")
+    assert f"--logging.folder={folder}" in shlex.split(told)
+    for line in ("job-name", "output"):
+        (written,) = re.findall(rf"^#SBATCH --{line}=(.*)$", script, re.MULTILINE)
+        (read,) = shlex.split(written)
+        assert read in (recipe.stem, f"{folder}/jobs/%j_0_log.out")
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    command = next(line for line in script.splitlines() if "submitit.core._submit" in line)
+    assert shlex.split(command)[-1] == f"{folder}/jobs"
+
+
+def test_a_folder_with_a_line_break_above_it_is_refused(
+    scheduler: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings have none; the current folder may."""
+    (tmp_path / "x\ntouch pwned").mkdir()
+    monkeypatch.chdir(tmp_path / "x\ntouch pwned")
+    with pytest.raises(UserError, match=r"^logging.folder=.*x touch pwned/run: holds a line break"):
+        submit.submit(words(dataset, Path("run"), "--dry-run"))
 
 
 @pytest.mark.parametrize(

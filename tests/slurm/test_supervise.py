@@ -125,6 +125,13 @@ def test_a_bug_fails_once_with_its_reason(job: Job) -> None:
     assert not job.requeued.exists()
 
 
+def test_a_reason_is_one_line_that_a_terminal_can_show(job: Job) -> None:
+    status = FAILED | {"reason": "\x1b[2Jclass \x1b]0;title\x07\nsupervise: finished"}
+    code, error = job.run(recording(status, "raise SystemExit(1)"))
+    shown = "\\x1b[2Jclass \\x1b]0;title\\x07 supervise: finished"
+    assert (code, error) == (1, f"supervise: error: {shown}\n")
+
+
 def test_the_recorded_code_is_not_hidden_by_torchrun(job: Job) -> None:
     status = {"state": "failed", "exit_code": 2, "reason": "UserError: x.beton", "time": "2"}
     assert job.run(recording(status, "raise SystemExit(1)"))[0] == 2

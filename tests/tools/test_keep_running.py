@@ -18,7 +18,7 @@ import pytest
 
 from ffcv_r50.errors import UserError
 from ffcv_r50.run import notices
-from ffcv_r50.tools.keep_running import keep_running
+from ffcv_r50.tools.keep_running import Asked, Keeper, keep_running
 from tests import ranks
 from tests.conftest import REPOSITORY, Dataset
 
@@ -355,3 +355,10 @@ def test_the_unit_has_the_same_words(
 def split() -> Callable[[str], list[str]]:
     """A command line as systemd splits it: shell-like quotes, %% and $$ for themselves."""
     return lambda line: [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line)]
+
+
+def test_a_link_in_the_place_of_its_log_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run.starts.log").symlink_to("precious")
+    Keeper(tmp_path / "run", ["true"], Asked()).say("start")
+    assert (tmp_path / "precious").read_text() == "precious"

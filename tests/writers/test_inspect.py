@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from ffcv_r50.data import beton, samples
+from ffcv_r50.data import beton, jpeg, samples
 from ffcv_r50.errors import UserError
+from tests.data.conftest import encode, write_beton
 from tests.writers.serial import in_this_process
 from writers import pool, writing
 from writers.config import Writing
@@ -356,3 +358,32 @@ def test_wrong_command_lines(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         program.main([word.format(x=written) for word in words])
+
+
+# ---------------------------------------------------------------------------------- from strangers
+
+
+def test_a_samples_file_is_read_no_further_than_there_are_samples(path: Path) -> None:
+    """Some kilobytes that stand for millions of lines."""
+    lines = list(samples.read(path, 26) or ())
+    member = samples.pack([lines[0]] * 10_000)
+    samples.path_beside(path).write_bytes(member * 1000)
+    read = samples.read(path, 26)
+    assert read is not None
+    assert [next(read) for _ in range(26)] == lines[:1] * 26
+    with pytest.raises(UserError, match="describes more than 26 samples, the dataset has 26"):
+        next(read)
+
+
+@pytest.mark.parametrize("bomb", ["pixels", "scans"])
+def test_work_bombs_are_damaged_images(
+    tmp_path: Path, bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    dataset = write_beton(tmp_path / "x.beton", [encode(pixels, progressive=True)])
+    assert reading.decode(dataset, 0, dataset.read(0)).shape == (40, 40, 3)
+    name = "MAX_PIXELS" if bomb == "pixels" else "MAX_SCANNED"
+    monkeypatch.setattr(reading, name, 1599)
+    expected = {"pixels": jpeg.TOO_LARGE, "scans": jpeg.TOO_MANY_SCANS}[bomb]
+    with pytest.raises(reading.Damaged, match=f"^{re.escape(jpeg.REASONS[expected])}$"):
+        reading.decode(dataset, 0, dataset.read(0))

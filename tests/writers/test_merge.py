@@ -254,7 +254,7 @@ def test_damage_is_not_copied(place: str, write: Write, tmp_path: Path) -> None:
     else:
         lines = [*(samples.read(two, 81) or ())]
         samples.path_beside(two).write_bytes(samples.pack(lines + lines[:1]))
-        message = "2.beton.samples.gz: describes 82 samples"
+        message = "2.beton.samples.gz: describes more than 81 samples, the dataset has 81"
     two.write_bytes(content)
     with pytest.raises(UserError, match=message):
         merge.main([str(tmp_path / "x.beton"), str(one), str(two)])

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ffcv_r50.files import read_record
+from ffcv_r50.files import parse_json, read_record
+from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.sinks import Sink
 
 CLOSE_SECONDS = 30.0
@@ -46,10 +48,10 @@ class _Tail:
         """The rows of what was read; each counts as taken when the next is asked for."""
         for line in content.splitlines(keepends=True):
             with contextlib.suppress(ValueError):  # a damaged line is nobody's
-                row = json.loads(line)
-                if row[self._key] >= self.done:
-                    yield row[self._key], row
-                    self.done = row[self._key] + 1
+                row = parse_json(line)
+                if self.done <= (number := jsonl.number(row, self._key)) < math.inf:
+                    yield int(number), row
+                    self.done = int(number) + 1
             self._offset += len(line) + (not line.endswith(b"\n"))
 
 
