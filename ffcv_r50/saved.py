@@ -108,7 +108,7 @@ def find(
             f"{path}: weights without a run's settings; name the recipe: --config=rcp/rn50_16ep.yaml"
         )
     config = settings.resolve(given, needs_data=False)
-    file, name = _file(path, name, config)
+    file, name = weights_of(path, name, config)
     network = load(config, file, device, f"{file}").eval()
     sidecar = _sidecar(config)
     count = models.classifier(network).weight.shape[0]
@@ -118,8 +118,17 @@ def find(
     return Saved(config, file, name, network, names.of_classes(stored), upright)
 
 
-def _file(path: Path, name: str | None, config: Config) -> tuple[Path, str]:
-    """The file of weights that is meant, and what they are of."""
+def weights_of(path: Path, name: str | None, config: Config) -> tuple[Path, str]:
+    """The file of weights that is meant, and what they are of.
+
+    Args:
+        path: as :func:`find` takes it.
+        name: likewise.
+        config: of the run.
+
+    Raises:
+        UserError: there is none.
+    """
     default = config.checkpoint.weights
     if not path.is_dir():
         if name is not None:

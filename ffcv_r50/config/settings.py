@@ -151,8 +151,8 @@ class Training(Options):
     """How often a run whose loss is not finite may go back to its newest checkpoint and skip the
     steps from there to the bad one."""
     eval_only: bool = False
-    """Evaluate `checkpoint` on `data.val_dataset` and stop; what it made of each image is written to
-    `logging.folder`, where one is given."""
+    """Evaluate `checkpoint` on `data.val_dataset` and `validation.sets`, and stop; the results, and what
+    it made of each image of `data.val_dataset`, are written to `logging.folder`, where one is given."""
 
 
 class Schedule(Options):
@@ -197,6 +197,11 @@ class Validation(Options):
     """`flip` averages the predictions for each image and its mirror image."""
     batch_size: Count = 256
     """Images per process at a time. Has no effect on the result."""
+    sets: dict[str, str] = Field(default_factory=dict)
+    """With `training.eval_only`: further files to evaluate on, under names for the table, such as
+    `{v2: v2.beton, a: imagenet_a.beton, real: real.json}`. Classes are matched by their names; of a file
+    with some of the network's classes, the network chooses among those. A `.json` file has several
+    right labels for each image of `data.val_dataset` (ReaL)."""
 
 
 class Checkpoint(Options):
@@ -215,8 +220,8 @@ class Checkpoint(Options):
     """What the finished run writes as `weights.pt`: the `network`, or one of its `averages` by name.
     The others lie beside it, as `weights_NAME.pt`."""
     file: str | None = None
-    """The weights or checkpoint that `training.eval_only` evaluates; `--checkpoint=FILE` is short
-    for it."""
+    """The weights or checkpoint that `training.eval_only` evaluates, or the folder of a finished run;
+    `--checkpoint=FILE` is short for it."""
 
     @property
     def interval(self) -> tuple[float, str]:
@@ -630,6 +635,15 @@ def _check_saving(config: Config) -> None:
         raise InvalidSetting(
             "checkpoint.file",
             "is for --training.eval_only=1; a run continues from its logging.folder by itself",
+        )
+    if config.validation.sets and not config.training.eval_only:
+        raise InvalidSetting(
+            "validation.sets",
+            "is for --training.eval_only=1, which evaluates the --checkpoint of a finished run",
+        )
+    if "val" in config.validation.sets:
+        raise InvalidSetting(
+            "validation.sets", "val is what the table calls data.val_dataset; choose another name"
         )
     try:
         _ = config.logging.profiled

@@ -19,3 +19,21 @@ def of_classes(stored: Sequence[str]) -> list[str]:
 
         return list(_IMAGENET_CATEGORIES)
     return list(stored)
+
+
+def positions(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where the classes of one dataset stand among those of another, which has them all.
+
+    Args:
+        known: names, each once, in label order.
+        wanted: the names to look for. Where they are the numbers from 0 up to as many as are known, as
+            the folders of ImageNet-V2, they count the known names in sorted order.
+
+    Raises:
+        KeyError: the first name that is not known.
+    """
+    place = {name: number for number, name in enumerate(known)}
+    numbered = {str(number): place[name] for number, name in enumerate(sorted(known))}
+    if numbered.keys() == set(wanted) and numbered.keys() != place.keys():
+        place = numbered
+    return [place[name] for name in wanted]

@@ -16,6 +16,7 @@ from ffcv_r50.data.beton import MAX_CLASSES, Beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import read_json
 from ffcv_r50.logs import jsonl
+from ffcv_r50.report import sets
 from ffcv_r50.report.numbers import Bools, Floats, Ints, share
 from ffcv_r50.run.run_folder import read_status
 from ffcv_r50.training.averages import AVERAGES, NETWORK
@@ -168,6 +169,15 @@ class Run:
     def train_set(self) -> Beton | None:
         """The training set, if it is still there."""
         return _dataset(self.config.data.train_dataset, None)
+
+    @functools.cached_property
+    def evaluation(self) -> sets.Evaluation | None:
+        """The newest one of its weights after the run.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        return sets.read(self.path)
 
     @functools.cached_property
     def ledger(self) -> Ledger | None:
