@@ -226,7 +226,7 @@ def batch_transforms(config: Config, num_classes: int, device: torch.device) -> 
         for row, options in enumerate(config.augment)
         if isinstance(options, BatchOptions)
     ]
-    return [Normalize(device), *chosen]
+    return [Normalize(device, config.data.statistics), *chosen]
 
 
 def lr_parts(config: Config, network: nn.Module) -> Parts:
@@ -243,8 +243,9 @@ def lr_parts(config: Config, network: nn.Module) -> Parts:
 def forward(config: Config, world: distributed.World) -> Forward:
     """What runs the network, compiled where the configuration asks for it."""
     if config.training.compile:
-        return CompiledForward(world.device, Console(world.is_main).say)
-    return Forward(world.device)
+        say = Console(world.is_main).say
+        return CompiledForward(world.device, say, statistics=config.data.statistics)
+    return Forward(world.device, config.data.statistics)
 
 
 def train_step(

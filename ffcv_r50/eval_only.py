@@ -16,6 +16,7 @@ from ffcv_r50.logs.console import Console
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.report import sets
 from ffcv_r50.training.evaluation import Restricted, evaluate, how
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.predictions import Predictions
 
@@ -139,6 +140,7 @@ def _evaluate(
             device=world.device,
             precision=Precision(config.training.precision, world.device),
             tta=config.validation.tta,
+            forward=Forward(world.device, config.data.statistics),
             predictions=predictions,
         )
         build.warn_of_gray_images(batches, config, console)

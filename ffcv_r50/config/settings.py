@@ -23,6 +23,7 @@ from ffcv_r50.training.losses import LOSSES, LossOptions
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
 from ffcv_r50.training.sam import Sam
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOptions
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
@@ -33,6 +34,8 @@ LONGEST_PROFILE = 100
 Amount = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
 Probability = Annotated[float, Range(at_least=0, below=1)]
+Brightness = Annotated[float, Range(at_least=0, at_most=1)]
+Deviation = Annotated[float, Range(above=0, at_most=1)]
 Ratio = Annotated[float, Range(above=0)]
 
 
@@ -101,9 +104,19 @@ class Data(Options):
     scaled_decode: bool = True
     """Decode JPEGs at 1/2, 1/4 or 1/8 where the crop is much larger than needed: faster, with
     slightly different pixels. Training only."""
+    mean: tuple[Brightness, Brightness, Brightness] | None = None
+    """Of red, green and blue over the training images, in units of 0 to 1: what becomes zero; null is
+    ImageNet's `[0.485, 0.456, 0.406]`. `python -m writers.inspect FILE --stats` computes both."""
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Their standard deviation, which becomes one; null is ImageNet's `[0.229, 0.224, 0.225]`."""
     bad_images: Literal["error", "gray"] = "error"
     """A JPEG that cannot be decoded ends the run (`error`), or is replaced by a gray image, counted
     and logged (`gray`)."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the training images: :attr:`mean` and :attr:`std`, or ImageNet's."""
+        return Statistics(self.mean or IMAGENET.mean, self.std or IMAGENET.std)
 
 
 class Training(Options):

@@ -18,7 +18,6 @@ from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.recipe import Plan
 from ffcv_r50.report import thumbnails
 from ffcv_r50.report.folder import Run
-from ffcv_r50.training.transforms.normalize import MEAN, STD
 
 SHOWN_CLASSES = 2
 """Of an image: a mixed one has two."""
@@ -56,7 +55,7 @@ def seen(config: Config, dataset: Beton, epoch: int, number: int, images: int) -
         batch = next(build.train_batches(loaded, plan, world))
         for transform in build.batch_transforms(config, dataset.num_classes, world.device):
             batch = transform(batch, step)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = config.data.statistics.tensors()
         bytes_ = (batch.images[:images] * std + mean).round().clamp(0, 255).byte()
         return Seen(bytes_.permute(0, 2, 3, 1).numpy().copy(), batch.targets[:images].clone())
 
