@@ -10,7 +10,6 @@ from torch import nn
 from ffcv_r50 import build, models
 from ffcv_r50.config import settings
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import names
 from ffcv_r50.data.beton import Beton, Sidecar
 from ffcv_r50.errors import UserError, nearest
 from ffcv_r50.logs import jsonl
@@ -113,9 +112,9 @@ def find(
     sidecar = _sidecar(config)
     count = models.classifier(network).weight.shape[0]
     known = sidecar is not None and len(sidecar.classes) == count
-    stored = sidecar.classes if sidecar and known else [str(number) for number in range(count)]
+    classes = sidecar.names if sidecar and known else [str(number) for number in range(count)]
     upright = not known or bool(sidecar and sidecar.settings.get("exif_rotate"))
-    return Saved(config, file, name, network, names.of_classes(stored), upright)
+    return Saved(config, file, name, network, classes, upright)
 
 
 def weights_of(path: Path, name: str | None, config: Config) -> tuple[Path, str]:

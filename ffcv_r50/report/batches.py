@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ffcv_r50 import build, distributed, recipe
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import names
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.recipe import Plan
@@ -128,7 +127,7 @@ def hardest(run: Run) -> list[SeenBatch]:
 
 
 def _names(dataset: Beton) -> list[str]:
-    return names.of_classes(dataset.sidecar.classes) if dataset.sidecar else []
+    return dataset.sidecar.names if dataset.sidecar else []
 
 
 def first_and_last(run: Run) -> list[SeenBatch]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import names
 from ffcv_r50.data.beton import MAX_CLASSES, Beton
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import read_json
@@ -199,7 +198,7 @@ class Run:
     def class_names(self) -> list[str]:
         """By class, in words where they are known; at least as many as occur."""
         sidecar = self.val_set.sidecar if self.val_set else None
-        known = names.of_classes(sidecar.classes) if sidecar else []
+        known = sidecar.names if sidecar else []
         if self.predictions is None:
             return known
         highest = int(max(self.predictions.target.max(), self.predictions.classes.max()))
