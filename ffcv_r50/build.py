@@ -232,7 +232,7 @@ def batch_transforms(config: Config, num_classes: int, device: torch.device) -> 
         for row, options in enumerate(config.augment)
         if isinstance(options, BatchOptions)
     ]
-    return [Normalize(device), *chosen] if chosen else []
+    return [Normalize(device, config.data.statistics), *chosen] if chosen else []
 
 
 def lr_parts(config: Config, network: nn.Module) -> Parts:
@@ -250,8 +250,10 @@ def forward(config: Config, world: distributed.World) -> Forward:
     """What runs the network, compiled where the configuration asks for it."""
     if config.training.compile:
         pieces = COMPILED_PIECES if world.several_nodes else 1
-        return CompiledForward(world.device, Console(world.is_main).say, pieces=pieces)
-    return Forward(world.device)
+        say = Console(world.is_main).say
+        statistics = config.data.statistics
+        return CompiledForward(world.device, say, statistics=statistics, pieces=pieces)
+    return Forward(world.device, config.data.statistics)
 
 
 def train_step(

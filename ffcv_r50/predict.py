@@ -188,7 +188,8 @@ def _read(name: str, found: Saved) -> npt.NDArray[np.uint8] | Unread:
 def _probabilities(found: Saved, crops: Tensor, device: torch.device) -> Tensor:
     """float32 [n, classes] of uint8 [n, height, width, 3], in float32 on every device."""
     images, tta = crops.to(device).permute(0, 3, 1, 2), found.config.validation.tta
-    logits = logits_of(found.network, images, Precision("fp32", device), tta, Forward(device))
+    forward = Forward(device, found.config.data.statistics)
+    logits = logits_of(found.network, images, Precision("fp32", device), tta, forward)
     return logits.softmax(1).cpu()
 
 

@@ -10,7 +10,6 @@ from torch import nn
 from ffcv_r50 import build, models
 from ffcv_r50.config import settings
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import names
 from ffcv_r50.data.beton import Beton, Sidecar
 from ffcv_r50.errors import UserError, nearest
 from ffcv_r50.logs import jsonl
@@ -108,18 +107,27 @@ def find(
             f"{path}: weights without a run's settings; name the recipe: --config=rcp/rn50_16ep.yaml"
         )
     config = settings.resolve(given, needs_data=False)
-    file, name = _file(path, name, config)
+    file, name = weights_of(path, name, config)
     network = load(config, file, device, f"{file}").eval()
     sidecar = _sidecar(config)
     count = models.classifier(network).weight.shape[0]
     known = sidecar is not None and len(sidecar.classes) == count
-    stored = sidecar.classes if sidecar and known else [str(number) for number in range(count)]
+    classes = sidecar.names if sidecar and known else [str(number) for number in range(count)]
     upright = not known or bool(sidecar and sidecar.settings.get("exif_rotate"))
-    return Saved(config, file, name, network, names.of_classes(stored), upright)
+    return Saved(config, file, name, network, classes, upright)
 
 
-def _file(path: Path, name: str | None, config: Config) -> tuple[Path, str]:
-    """The file of weights that is meant, and what they are of."""
+def weights_of(path: Path, name: str | None, config: Config) -> tuple[Path, str]:
+    """The file of weights that is meant, and what they are of.
+
+    Args:
+        path: as :func:`find` takes it.
+        name: likewise.
+        config: of the run.
+
+    Raises:
+        UserError: there is none.
+    """
     default = config.checkpoint.weights
     if not path.is_dir():
         if name is not None:

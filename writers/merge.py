@@ -363,6 +363,7 @@ def _sidecar(path: Path, parts: Sequence[Part], content: str) -> beton.Sidecar |
         source=_all(s.source for s in sidecars),
         skipped=[*itertools.chain(*(s.skipped for s in sidecars))],
         content=content,
+        words={name: word for sidecar in sidecars for name, word in sidecar.words.items()},
     )
 
 

@@ -34,6 +34,18 @@ def source(cfg: Writing) -> tuple[Writing, Source]:
     return cfg.model_copy(update={"dataset": name}), images
 
 
+def words(cfg: Writing, classes: Sequence[str]) -> dict[str, str]:
+    """What those of the classes mean that are wnids, as far as the dataset's files say it.
+
+    Args:
+        cfg: as :func:`source` returns it.
+        classes: of the source.
+    """
+    assert cfg.dataset is not None, "which was recognised"
+    known = SOURCES[cfg.dataset]().words(cfg.data_dir)
+    return {name: known[name] for name in classes if name in known}
+
+
 @dataclass(frozen=True)
 class ChosenClasses:
     """The images of some classes of a source, in its order; a :class:`~writers.sources.Source`."""

@@ -266,6 +266,7 @@ def _sidecar(cfg: Writing, source: Source, work: _Work) -> beton.Sidecar:
         source=_text(str(source.root.absolute())),
         skipped=work.tally.skipped,
         content=work.writer.content,
+        words={n: _text(w) for n, w in selection.words(cfg, source.classes).items()},
     )
 
 

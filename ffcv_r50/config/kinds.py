@@ -68,7 +68,8 @@ def name_of(kind: Any) -> str:
         return " or ".join(arguments)
     if origin is tuple:
         several = re.sub(r"^an? (\w+)", r"\1s", name_of(arguments[0]))
-        return f"a list of {'' if ... in arguments else 'two '}{several}"
+        count = "" if ... in arguments else {2: "two ", 3: "three "}[len(arguments)]
+        return f"a list of {count}{several}"
     if origin is dict:
         return f"a table {{name: value}} of {name_of(arguments[1])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}

@@ -23,6 +23,7 @@ from ffcv_r50.training.losses import LOSSES, LossOptions
 from ffcv_r50.training.losses.cross_entropy import CrossEntropy
 from ffcv_r50.training.sam import Sam
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, TransformOptions
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 Count = Annotated[int, Range(at_least=1, at_most=1_000_000)]
 Workers = Annotated[int, Range(at_least=0, at_most=1024)]
@@ -33,6 +34,8 @@ LONGEST_PROFILE = 100
 Amount = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
 Probability = Annotated[float, Range(at_least=0, below=1)]
+Brightness = Annotated[float, Range(at_least=0, at_most=1)]
+Deviation = Annotated[float, Range(above=0, at_most=1)]
 Ratio = Annotated[float, Range(above=0)]
 
 
@@ -101,9 +104,19 @@ class Data(Options):
     scaled_decode: bool = True
     """Decode JPEGs at 1/2, 1/4 or 1/8 where the crop is much larger than needed: faster, with
     slightly different pixels. Training only."""
+    mean: tuple[Brightness, Brightness, Brightness] | None = None
+    """Of red, green and blue over the training images, in units of 0 to 1: what becomes zero; null is
+    ImageNet's `[0.485, 0.456, 0.406]`. `python -m writers.inspect FILE --stats` computes both."""
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Their standard deviation, which becomes one; null is ImageNet's `[0.229, 0.224, 0.225]`."""
     bad_images: Literal["error", "gray"] = "error"
     """A JPEG that cannot be decoded ends the run (`error`), or is replaced by a gray image, counted
     and logged (`gray`)."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the training images: :attr:`mean` and :attr:`std`, or ImageNet's."""
+        return Statistics(self.mean or IMAGENET.mean, self.std or IMAGENET.std)
 
 
 class Training(Options):
@@ -154,8 +167,8 @@ class Training(Options):
     """How often a run whose loss is not finite may go back to its newest checkpoint and skip the
     steps from there to the bad one."""
     eval_only: bool = False
-    """Evaluate `checkpoint` on `data.val_dataset` and stop; what it made of each image is written to
-    `logging.folder`, where one is given."""
+    """Evaluate `checkpoint` on `data.val_dataset` and `validation.sets`, and stop; the results, and what
+    it made of each image of `data.val_dataset`, are written to `logging.folder`, where one is given."""
 
 
 class Schedule(Options):
@@ -203,6 +216,11 @@ class Validation(Options):
     averages_every: Annotated[int, Range(at_least=1)] = 1
     """Epochs from one evaluation of the `averages` to the next. After the last epoch they are
     evaluated in any case. Has no effect on their weights."""
+    sets: dict[str, str] = Field(default_factory=dict)
+    """With `training.eval_only`: further files to evaluate on, under names for the table, such as
+    `{v2: v2.beton, a: imagenet_a.beton, real: real.json}`. Classes are matched by their names; of a file
+    with some of the network's classes, the network chooses among those. A `.json` file has several
+    right labels for each image of `data.val_dataset` (ReaL)."""
 
 
 class Checkpoint(Options):
@@ -221,8 +239,8 @@ class Checkpoint(Options):
     """What the finished run writes as `weights.pt`: the `network`, or one of its `averages` by name.
     The others lie beside it, as `weights_NAME.pt`."""
     file: str | None = None
-    """The weights or checkpoint that `training.eval_only` evaluates; `--checkpoint=FILE` is short
-    for it."""
+    """The weights or checkpoint that `training.eval_only` evaluates, or the folder of a finished run;
+    `--checkpoint=FILE` is short for it."""
 
     @property
     def interval(self) -> tuple[float, str]:
@@ -636,6 +654,15 @@ def _check_saving(config: Config) -> None:
         raise InvalidSetting(
             "checkpoint.file",
             "is for --training.eval_only=1; a run continues from its logging.folder by itself",
+        )
+    if config.validation.sets and not config.training.eval_only:
+        raise InvalidSetting(
+            "validation.sets",
+            "is for --training.eval_only=1, which evaluates the --checkpoint of a finished run",
+        )
+    if "val" in config.validation.sets:
+        raise InvalidSetting(
+            "validation.sets", "val is what the table calls data.val_dataset; choose another name"
         )
     try:
         _ = config.logging.profiled

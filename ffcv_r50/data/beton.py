@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ffcv_r50.data import names
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.files import read_json, regular_file
 
@@ -77,6 +78,7 @@ _SIDECAR_KINDS = {
     "source": str,
     "skipped": list,
     "content": str,
+    "words": dict,
 }
 
 
@@ -107,10 +109,20 @@ class Sidecar:
     """Images left out: ``{"path": ..., "reason": ...}`` each."""
     content: str = ""
     """The file's :attr:`Identity.content`; empty in sidecars of earlier versions."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What classes that are wnids mean, where the writer found it; left out of the file where empty."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes in label order, to show to people."""
+        return names.of_classes(self.classes, self.words)
 
     def to_json(self) -> bytes:
         """The bytes of the sidecar file."""
-        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        content = asdict(self)
+        if not self.words:
+            del content["words"]
+        return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
     @staticmethod
     def read(beton: str | os.PathLike[str]) -> "Sidecar | None":
@@ -122,12 +134,16 @@ class Sidecar:
         path = sidecar_path(beton)
         try:
             sidecar = Sidecar(**read_json(path))
-            names = sidecar.classes
-            if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+            stored = sidecar.classes
+            if not (
+                isinstance(stored, list) and stored and all(isinstance(n, str) for n in stored)
+            ):
                 raise ValueError("its classes are no list of names")
             for name, kind in _SIDECAR_KINDS.items():
                 if not isinstance(getattr(sidecar, name), kind):
                     raise ValueError(f"its {name} has another type")
+            if not all(isinstance(text, str) for text in sidecar.words.values()):
+                raise ValueError("its words have another type")
             return sidecar
         except FileNotFoundError:
             return None

@@ -89,11 +89,14 @@ def export(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
             temporary = Path(name)
-            written_as = found._replace(network=OfBytes(network)) if asked.normalise else found
+            written_as = found
+            if asked.normalise:
+                written_as = found._replace(network=OfBytes(network, config.data.statistics))
             described.write(described.describe(written_as), temporary)
             form.write(written_as, temporary)
             theirs = form.load(temporary)
-            theirs = Restored(theirs) if asked.normalise else theirs
+            if asked.normalise:
+                theirs = Restored(theirs, config.data.statistics)
             result = verify.verify(config, network, theirs, val_set)
             if hub:
                 card.write(found, result, asked.license, temporary)

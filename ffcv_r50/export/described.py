@@ -8,7 +8,6 @@ import ffcv_r50
 from ffcv_r50.export.of_bytes import OfBytes
 from ffcv_r50.files import atomic_write
 from ffcv_r50.saved import Saved
-from ffcv_r50.training.transforms.normalize import MEAN, STD
 
 FILE = "model.json"
 """What lies beside each export."""
@@ -22,6 +21,7 @@ def describe(saved: Saved) -> dict[str, Any]:
     divided by 255, less ``mean``, over ``std``.
     """
     model, validation = saved.config.model, saved.config.validation
+    statistics = saved.config.data.statistics
     takes_bytes = isinstance(saved.network, OfBytes)
     return {
         "arch": model.arch,
@@ -33,8 +33,8 @@ def describe(saved: Saved) -> dict[str, Any]:
         "crop_ratio": validation.crop_ratio,
         "interpolation": "bilinear",
         "input": "uint8 [n, height, width, 3]" if takes_bytes else "float32 [n, 3, height, width]",
-        "mean": [value / 255 for value in MEAN],
-        "std": [value / 255 for value in STD],
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
         "tta": validation.tta,
         "ffcv_r50": ffcv_r50.__version__,
     }

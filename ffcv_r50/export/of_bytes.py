@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ffcv_r50.training.transforms.normalize import MEAN, STD
+from ffcv_r50.training.transforms.normalize import Statistics
 
 
 class OfBytes(nn.Module):
@@ -15,11 +15,12 @@ class OfBytes(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, statistics: Statistics) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+        mean, std = statistics.tensors()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's logits."""
@@ -31,13 +32,13 @@ class OfBytes(nn.Module):
 class Restored(nn.Module):
     """What :class:`OfBytes` became, given normalised images: the bytes they were made of are exact."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, statistics: Statistics) -> None:
         super().__init__()
         self.network = network
+        self._mean, self._std = statistics.tensors()
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [n, 3, height, width], normalised -> logits [n, classes]."""
-        mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
-        pixels = (images * std + mean).round().to(torch.uint8)
+        pixels = (images * self._std + self._mean).round().to(torch.uint8)
         logits: Tensor = self.network(pixels.permute(0, 2, 3, 1).contiguous())
         return logits

@@ -12,6 +12,7 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import RunFault
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.training.evaluation import evaluate
+from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.precision import Precision
 
 TOLERANCE = 1e-4
@@ -65,6 +66,7 @@ def _metrics(config: Config, network: nn.Module, val_set: Beton) -> Metrics:
             device=device,
             precision=Precision("fp32", device),
             tta=config.validation.tta,
+            forward=Forward(device, config.data.statistics),
         )
 
 

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from ffcv_r50 import build, distributed, recipe
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import names
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import RunFault, UserError
 from ffcv_r50.recipe import Plan
 from ffcv_r50.report import thumbnails
 from ffcv_r50.report.folder import Run
-from ffcv_r50.training.transforms.normalize import MEAN, STD
 
 SHOWN_CLASSES = 2
 """Of an image: a mixed one has two."""
@@ -58,7 +56,7 @@ def seen(config: Config, dataset: Beton, epoch: int, number: int, images: int) -
             batch = transform(batch, step)
         shown = batch.images[:images]
         if shown.is_floating_point():
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+            mean, std = config.data.statistics.tensors()
             shown = (shown * std + mean).round().clamp(0, 255).byte()
         return Seen(shown.permute(0, 2, 3, 1).numpy().copy(), batch.targets[:images].clone())
 
@@ -131,7 +129,7 @@ def hardest(run: Run) -> list[SeenBatch]:
 
 
 def _names(dataset: Beton) -> list[str]:
-    return names.of_classes(dataset.sidecar.classes) if dataset.sidecar else []
+    return dataset.sidecar.names if dataset.sidecar else []
 
 
 def first_and_last(run: Run) -> list[SeenBatch]:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.config.settings import Config
-from ffcv_r50.data import names
 from ffcv_r50.data.beton import MAX_CLASSES, Beton
 from ffcv_r50.errors import UserError, one_line
 from ffcv_r50.files import check_archive, read_json, regular_file
 from ffcv_r50.logs import jsonl
+from ffcv_r50.report import sets
 from ffcv_r50.report.numbers import Bools, Floats, Ints, share
 from ffcv_r50.run.run_folder import read_status
 from ffcv_r50.training.averages import AVERAGES, NETWORK
@@ -186,6 +186,15 @@ class Run:
         return _dataset(self.config.data.train_dataset, None)
 
     @functools.cached_property
+    def evaluation(self) -> sets.Evaluation | None:
+        """The newest one of its weights after the run.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        return sets.read(self.path)
+
+    @functools.cached_property
     def ledger(self) -> Ledger | None:
         """Of the training set.
 
@@ -205,7 +214,7 @@ class Run:
     def class_names(self) -> list[str]:
         """By class, in words where they are known; at least as many as occur."""
         sidecar = self.val_set.sidecar if self.val_set else None
-        known = names.of_classes(sidecar.classes) if sidecar else []
+        known = sidecar.names if sidecar else []
         if self.predictions is None:
             return known
         highest = int(max(self.predictions.target.max(), self.predictions.classes.max()))

@@ -11,7 +11,7 @@ from markupsafe import Markup
 import ffcv_r50
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
-from ffcv_r50.report import batches, course, samples
+from ffcv_r50.report import batches, course, samples, sets
 from ffcv_r50.report.folder import Run
 from ffcv_r50.report.head import head
 from ffcv_r50.report.provenance import provenance
@@ -42,6 +42,7 @@ def render(run: Run, price: float | None = None) -> str:
     parts = {
         "curves": course.curves(run),
         "speed": course.speed(run),
+        "evaluation": run.evaluation if run.evaluation and len(run.evaluation.sets) > 1 else None,
         "classes": samples.classes(found, names) if found else None,
         "confusions": samples.confusions(run, found, names) if found else None,
         "galleries": samples.galleries(run, found, names) if found else [],
@@ -52,6 +53,7 @@ def render(run: Run, price: float | None = None) -> str:
     titles = {
         "course": "Course",
         "speed": "Speed",
+        "evaluation": "Evaluation sets",
         "classes": "Classes",
         "confusions": "Confusions",
         "images": "Images",
@@ -66,6 +68,8 @@ def render(run: Run, price: float | None = None) -> str:
     }
     return environment.get_template("page.html").render(
         **parts,
+        set_cells=sets.cells,
+        set_head=sets.HEAD,
         head=head(run, price),
         marks=course.marks(run),
         contents=[(key, title) for key, title in titles.items() if there[key]],

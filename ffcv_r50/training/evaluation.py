@@ -1,6 +1,6 @@
 """Exact metrics over a sharded validation set, with test-time augmentation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,25 @@ from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.training.forward import Forward
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.predictions import Predictions
+
+
+class Restricted(nn.Module):
+    """A network that chooses among some of its classes.
+
+    Args:
+        network: its logits are [n, classes].
+        columns: of the classes that are left, in the order of the new logits.
+    """
+
+    def __init__(self, network: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.columns = list(columns)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [n, columns]."""
+        logits: Tensor = self.network(images)
+        return logits[:, self.columns]
 
 
 def how(resolution: int, tta: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ffcv_r50.training.transforms.normalize import Normalize
+from ffcv_r50.training.transforms.normalize import IMAGENET, Normalize, Statistics
 
 RECOMPILE_LIMIT = 64
 """Variants of one function, which torch would otherwise stop at 8 of: a recipe may have five
@@ -23,10 +23,11 @@ class Forward:
 
     Args:
         device: of the images.
+        statistics: of the images that the network was trained on.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._normalize = Normalize(device)
+    def __init__(self, device: torch.device, statistics: Statistics = IMAGENET) -> None:
+        self._normalize = Normalize(device, statistics)
 
     def __call__(self, network: nn.Module, images: Tensor) -> Tensor:
         """Logits [n, classes], in what the network computes in.
@@ -53,6 +54,7 @@ class CompiledForward(Forward):
         device: of the images.
         say: takes a line.
         backend: of torch.compile.
+        statistics: as :class:`Forward` takes them.
         pieces: that the graph is cut into for training, with about as many parameters each. The
             backward pass of a piece gives its gradients at its end, so sums over the ranks
             (:mod:`ffcv_r50.training.reduction`) overlap with the pieces that follow.
@@ -63,9 +65,10 @@ class CompiledForward(Forward):
         device: torch.device,
         say: Callable[[str], None],
         backend: str | Callable[..., Any] = "inductor",
+        statistics: Statistics = IMAGENET,
         pieces: int = 1,
     ) -> None:
-        super().__init__(device)
+        super().__init__(device, statistics)
         # Only here: it takes a second to import, which every start would pay.
         from torch._dynamo import config, exc
 

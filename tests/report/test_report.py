@@ -1,6 +1,7 @@
 """The report of a run: right numbers, harmless text, one file, and one line where it cannot be made."""
 
 import csv
+import html
 import importlib.util
 import io
 import json
@@ -23,7 +24,7 @@ from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import UserError
 from ffcv_r50.report import __main__ as report
-from ffcv_r50.report import batches, folder, numbers, page, provenance, samples
+from ffcv_r50.report import batches, folder, numbers, page, provenance, samples, sets
 from tests.conftest import Dataset
 from tests.report import runs
 from tests.report.runs import Made
@@ -44,8 +45,16 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A run on ten classes."""
-    return runs.make(tmp_path_factory.mktemp("small"), NAMES, per_class=60)
+    """A run on ten classes, evaluated on another set too."""
+    run = runs.make(tmp_path_factory.mktemp("small"), NAMES, per_class=60)
+    rows = (
+        sets.result("val", "val.beton", 10, 600, 450, 590),
+        sets.result(runs.EVIL, "/data/<i>a.beton", 4, 75, 30, 75),
+    )
+    sets.write(
+        sets.Evaluation(weights="run/weights.pt", time="noon", seen="40 px", sets=rows), run.folder
+    )
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +359,15 @@ def test_the_page_is_written_where_it_is_asked_for(
     assert (tmp_path / "x.html").read_text().startswith("<!doctype html>")
 
 
+def test_evaluation_sets(text: str) -> None:
+    section = text.split('<section id="evaluation">')[1].split("</section>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", section)
+    assert cells[:5] == ["val", "600", "10", "75.000", "71.38 to 78.30"]
+    assert [html.unescape(cell) for cell in cells[7:11]] == [runs.EVIL, "75", "4", "40.000"]
+    assert '<a href="#evaluation">Evaluation sets</a>' in text
+    assert "run/weights.pt" in section
+
+
 def test_imagenets_classes_have_words() -> None:
     timm = importlib.util.find_spec("timm")  # not imported, which takes seconds
     assert timm
@@ -360,12 +378,14 @@ def test_imagenets_classes_have_words() -> None:
         line.split("\t")
         for line in (info / "imagenet_synset_to_lemma.txt").read_text().splitlines()
     )
-    found = names.of_classes(wnids)
+    found = names.of_classes(wnids, {})
     same = [word in lemmas[wnid] for wnid, word in zip(wnids, found, strict=True)]
     assert sum(same) > 900
     assert (found[0], found[999]) == ("tench", "toilet tissue")
-    assert names.of_classes(wnids[::-1]) == wnids[::-1], "in another order they are other classes"
-    assert names.of_classes(["cat", "dog"]) == ["cat", "dog"]
+    assert names.of_classes(wnids[::-1], {}) == wnids[::-1], (
+        "in another order they are other classes"
+    )
+    assert names.of_classes(["cat", "dog"], {}) == ["cat", "dog"]
 
 
 def test_what_a_folder_says_is_never_more_than_words(made: Made, tmp_path: Path) -> None:

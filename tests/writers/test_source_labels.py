@@ -189,8 +189,9 @@ def test_imagenet_100_is_of_imagenet() -> None:
 
 def test_ids_of_the_devkit_are_not_in_the_order_of_wnids(tmp_path: Path) -> None:
     made.ilsvrc_val(tmp_path, VAL, wnid_of_id=(WNIDS[1], WNIDS[2], WNIDS[0]))
-    wnids, truth = ilsvrc_tars.read_devkit(tmp_path / ilsvrc_tars.DEVKIT)
+    wnids, truth, words = ilsvrc_tars.read_devkit(tmp_path / ilsvrc_tars.DEVKIT)
     assert wnids == list(WNIDS)  # without the one that has children
+    assert words == dict.fromkeys(WNIDS, "a word")
     by_file = {name.split("/")[1]: name.split("/")[0] for name in VAL}
     assert truth == [by_file[file] for file in sorted(by_file)]
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ffcv_r50.data import names, samples
+from ffcv_r50.data import samples
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import one_line
 from writers.inspect import reading
@@ -90,6 +90,6 @@ def _samples(dataset: Beton) -> Iterator[samples.Sample]:
 
 def _described(dataset: Beton, sample: int, name: str) -> str:
     label = int(dataset.labels[sample])
-    classes = names.of_classes(dataset.sidecar.classes) if dataset.sidecar else None
+    classes = dataset.sidecar.names if dataset.sidecar else None
     of = classes[label] if classes else f"class {label}"
     return one_line(f"{dataset.path.name} {sample} ({name + ', ' if name else ''}{of})")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ffcv_r50.data import names, samples
+from ffcv_r50.data import samples
 from ffcv_r50.data.beton import MODE_JPEG, Beton
 from ffcv_r50.errors import UserError, one_line
 from ffcv_r50.files import atomic_write
@@ -39,7 +39,7 @@ def extract(dataset: Beton, sample: int, output: str | None) -> None:
         data = buffer.getvalue()
     _write(path, data)
     label = int(dataset.labels[sample])
-    of = names.of_classes(dataset.sidecar.classes)[label] if dataset.sidecar else label
+    of = dataset.sidecar.names[label] if dataset.sidecar else label
     lines = samples.read(dataset.path, dataset.num_samples) or ()
     name = next((line.name for i, line in enumerate(lines) if i == sample), "no name known")
     print(f"{path}: sample {sample:,} ({one_line(name)}), class {one_line(str(of))}")
@@ -52,7 +52,7 @@ def thumbnails(dataset: Beton, path: Path) -> None:
         UserError: the file cannot be written.
     """
     count = dataset.num_classes
-    stored = dataset.sidecar.classes if dataset.sidecar else [str(i) for i in range(count)]
+    names = dataset.sidecar.names if dataset.sidecar else [str(i) for i in range(count)]
     columns = math.ceil(math.sqrt(count))
     width, height = SIDE + ROOM, SIDE + LINE + ROOM
     grid = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
@@ -60,7 +60,7 @@ def thumbnails(dataset: Beton, path: Path) -> None:
     first = dict(
         zip(*(a.tolist() for a in np.unique(dataset.labels, return_index=True)), strict=True)
     )
-    for label, name in enumerate(names.of_classes(stored)):
+    for label, name in enumerate(names):
         left, top = label % columns * width, label // columns * height
         if label in first:
             grid.paste(_small(dataset, first[label]), (left, top))

@@ -51,11 +51,12 @@ def stats(dataset: Beton) -> Stats:
 
 
 def show(s: Stats) -> None:
-    """Print it, in units of 0 to 1 too, as torchvision has them."""
+    """Print it, in units of 0 to 1 too, as torchvision has them, and as a run's settings."""
+    settings = []
     for name, value in (("mean", s.mean), ("std", s.std)):
-        print(
-            f"  {name:8} {', '.join(f'{v:.4f}' for v in value)} "
-            f"(of 1: {', '.join(f'{v / 255:.4f}' for v in value)})"
-        )
+        of_one = [f"{v / 255:.4f}" for v in value]
+        print(f"  {name:8} {', '.join(f'{v:.4f}' for v in value)} (of 1: {', '.join(of_one)})")
+        settings.append(f"--data.{name}='[{', '.join(of_one)}]'")
+    print(f"  to train {' '.join(settings)}")
     if s.damaged:
         print(f"  {s.damaged:,} images cannot be decoded and are left out; see --verify")

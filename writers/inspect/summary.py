@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ffcv_r50.data import jpeg, names
+from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_JPEG, Beton
 from ffcv_r50.errors import one_line
 
@@ -56,9 +56,7 @@ def summary(dataset: Beton) -> Summary:
         path=str(dataset.path),
         num_bytes=dataset.length,
         page_size=dataset.page_size,
-        classes=names.of_classes(sidecar.classes)
-        if sidecar
-        else [str(i) for i in range(dataset.num_classes)],
+        classes=sidecar.names if sidecar else [str(i) for i in range(dataset.num_classes)],
         class_counts=np.bincount(dataset.labels, minlength=dataset.num_classes),
         jpeg=len(jpegs),
         raw=dataset.num_samples - len(jpegs),

@@ -5,7 +5,7 @@ A source is one file here: a class of :class:`SourceOptions` that registers its 
 the next few of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +83,11 @@ class SourceOptions(Options):
         """
         raise NotImplementedError
 
+    def words(self, data_dir: str) -> Mapping[str, str]:
+        """What wnids mean, where a file in ``data_dir`` or the folder above says it; may know others."""
+        path = Path(data_dir).expanduser().absolute()
+        return words.beside([path, path.parent])
+
 
 SOURCES: Registry[SourceOptions] = Registry("dataset")
 DEFAULT = "imagenet"
@@ -113,4 +118,5 @@ from writers.sources import (  # noqa: E402
     parquet,  # noqa: F401
     tiny_imagenet,  # noqa: F401
     webdataset,  # noqa: F401
+    words,
 )

@@ -1,10 +1,13 @@
 """ILSVRC2012's tar archives as they are downloaded, read in place: nothing is unpacked."""
 
+import contextlib
 import io
 import tarfile
 from array import array
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from ffcv_r50.errors import UserError
 from writers.sources import SOURCES, SourceOptions
@@ -48,6 +51,13 @@ class IlsvrcTarsOptions(SourceOptions):
         if not archive.is_file():
             raise UserError(f"cfg.data_dir: there is no file {archive}; check the path")
         return list_train(archive) if split == "train" else list_val(archive)
+
+    def words(self, data_dir: str) -> Mapping[str, str]:
+        """By the devkit, where it is there and can be read, or as any source."""
+        path = Path(data_dir).expanduser()
+        with contextlib.suppress(UserError):
+            return read_devkit((path if path.is_dir() else path.parent) / DEVKIT).words
+        return super().words(data_dir)
 
 
 class _Images:
@@ -113,7 +123,7 @@ def list_val(archive: Path) -> TarMembers:
         UserError: either is none, or damaged, or they do not belong together.
     """
     devkit = archive.with_name(DEVKIT)
-    wnids, truth = read_devkit(devkit)
+    wnids, truth, _ = read_devkit(devkit)
     files = list(members(archive))
     images = sorted(file for file in files if is_image(file.name))
     _refuse_repeated(str(archive), images)
@@ -136,15 +146,23 @@ def _refuse_repeated(archive: str, sorted_members: list[Member]) -> None:
             raise UserError(f"{archive}: holds {one.name} twice; download it again")
 
 
-def read_devkit(path: Path) -> tuple[list[str], list[str]]:
-    """What ILSVRC2012's development kit says of the classes and of the validation images.
+class Devkit(NamedTuple):
+    """What ILSVRC2012's development kit says of the classes and of the validation images."""
+
+    wnids: list[str]
+    """Sorted."""
+    truth: list[str]
+    """The wnid of each validation image."""
+    words: dict[str, str]
+    """What each wnid means."""
+
+
+def read_devkit(path: Path) -> Devkit:
+    """Read the development kit.
 
     ``meta.mat`` has the classes by their ILSVRC2012_ID, which is not the order of their wnids; those
     with children are no classes of the competition. ``ILSVRC2012_validation_ground_truth.txt`` has such
     an ID for each image (readme.txt of the kit).
-
-    Returns:
-        The wnids, sorted, and the wnid of each validation image.
 
     Raises:
         UserError: it is missing, or no such kit, or scipy is not installed.
@@ -174,12 +192,13 @@ def read_devkit(path: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{path}: has no data/meta.mat or no ground truth; download it again")
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]
-        wnid_of = {
-            int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
-            for synset in synsets
-            if int(synset["num_children"]) == 0
-        }
-        return sorted(wnid_of.values()), [wnid_of[int(line)] for line in truth.split()]
+        leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
+        wnid_of = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in leaves}
+        return Devkit(
+            sorted(wnid_of.values()),
+            [wnid_of[int(line)] for line in truth.split()],
+            {str(synset["WNID"]): str(synset["words"]) for synset in leaves},
+        )
     except Exception as error:  # scipy's reader fails in many ways on what MATLAB did not write
         raise UserError(
             f"{path}: not ILSVRC2012's devkit ({type(error).__name__}: {error}); download it again"
