@@ -13,7 +13,7 @@ def of_classes(stored: Sequence[str]) -> list[str]:
     Args:
         stored: the dataset's, in label order.
     """
-    digest = hashlib.blake2b("\n".join(stored).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b("\n".join(stored).encode(errors="replace"), digest_size=16).hexdigest()
     if digest == _IMAGENET_WNIDS:
         from torchvision.models._meta import _IMAGENET_CATEGORIES
 
