@@ -3,7 +3,6 @@
 import io
 import tempfile
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,7 @@ class BadImage(Exception):
 
 
 def decode(
-    content: bytes, exif_rotate: bool = False, formats: Sequence[str] | None = None
+    content: bytes, exif_rotate: bool = False, formats: tuple[str, ...] | None = None
 ) -> npt.NDArray[np.uint8]:
     """The pixels of :func:`read`: uint8 [height, width, 3].
 
@@ -42,7 +41,7 @@ def decode(
 
 
 def read(
-    content: bytes, exif_rotate: bool = False, formats: Sequence[str] | None = None
+    content: bytes, exif_rotate: bool = False, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """The pixels that torchvision's ImageFolder gives: ``Image.open(path).convert("RGB")``.
 
