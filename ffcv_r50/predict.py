@@ -44,17 +44,22 @@ WIDTH = 80
 Count = Annotated[int, Range(at_least=1)]
 
 
-class Asked(Options):
+class Chosen(Options):
+    """Which network predicts, and on what."""
+
+    weights: str | None = None
+    """Of a run: `network`, or the name of one of its averages; null is what its `weights.pt` is."""
+    device: str | None = None
+    """Such as `cpu` or `cuda:1`; null is the first GPU, where there is one."""
+
+
+class Asked(Chosen):
     """What is predicted, and how; every other word is a setting."""
 
     top: Count = 5
     """Classes shown of each image, the likeliest first."""
-    weights: str | None = None
-    """Of a run: `network`, or the name of one of its averages; null is what its `weights.pt` is."""
     batch_size: Count = 32
     """Images at a time."""
-    device: str | None = None
-    """Such as `cpu` or `cuda:1`; null is the first GPU, where there is one."""
     as_json: Annotated[bool, Field(alias="json")] = False
     """One JSON object a line instead of a table."""
 
@@ -97,7 +102,7 @@ def predict(argv: Sequence[str]) -> int:
     if len(named) < 2:
         what = "no images" if named else "no run or weights"
         raise UserError(f"command line: {what}; write RUN IMAGE ... before the options")
-    device = _device(asked.device)
+    device = device_of(asked.device)
     found = saved.find(Path(named[0]), asked.weights, words, device)
     unread = 0
     table = Table(box=None, pad_edge=False)
@@ -140,7 +145,7 @@ def predictions(
         crops = [crop for crop in read if isinstance(crop, np.ndarray)]
         rows: Iterator[tuple[Tensor, Tensor]] = iter(())
         if crops:
-            shares = _probabilities(found, torch.from_numpy(np.stack(crops)), device)
+            shares = probabilities(found, torch.from_numpy(np.stack(crops)), device)
             rows = zip(*shares.sort(descending=True, stable=True), strict=True)
         for name, crop in zip(chunk, read, strict=True):
             if isinstance(crop, Unread):
@@ -174,19 +179,44 @@ def files(names: Iterable[str]) -> Iterator[str]:
 
 def _read(name: str, found: Saved) -> npt.NDArray[np.uint8] | Unread:
     """What the evaluation sees of an image file."""
-    validation = found.config.validation
     try:
         pixels = photos.decode(Path(name).read_bytes(), found.upright)
     except OSError as error:
         return Unread(name, error.strerror or str(error))
     except photos.BadImage as error:
         return Unread(name, str(error))
+    return crop_of(pixels, found)
+
+
+def crop_of(pixels: npt.NDArray[np.uint8], found: Saved) -> npt.NDArray[np.uint8]:
+    """What the evaluation sees of an image.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        found: the network, whose settings say what it sees.
+
+    Returns:
+        uint8 [resolution, resolution, 3].
+
+    Raises:
+        UserError, OSError: see :func:`ffcv_r50.data.photos.center_crop`.
+    """
+    validation = found.config.validation
     return photos.center_crop(pixels, validation.resolution, validation.crop_ratio)
 
 
 @torch.inference_mode()
-def _probabilities(found: Saved, crops: Tensor, device: torch.device) -> Tensor:
-    """float32 [n, classes] of uint8 [n, height, width, 3], in float32 on every device."""
+def probabilities(found: Saved, crops: Tensor, device: torch.device) -> Tensor:
+    """What a network makes of images that are cropped already, in float32 on every device.
+
+    Args:
+        found: the network, on ``device``.
+        crops: uint8 [n, height, width, 3].
+        device: of the network.
+
+    Returns:
+        float32 [n, classes] on the CPU.
+    """
     images, tta = crops.to(device).permute(0, 3, 1, 2), found.config.validation.tta
     forward = Forward(device, found.config.data.statistics)
     logits = logits_of(found.network, images, Precision("fp32", device), tta, forward)
@@ -203,7 +233,7 @@ def _row(result: Prediction | Unread, classes: Sequence[str]) -> dict[str, objec
     return {"image": result.image, "top": top}
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
     """The device that somebody named, or the usual one.
 
     Raises:

@@ -81,6 +81,11 @@ def check_classes(network: nn.Module, val_set: Beton, setting: str) -> int:
     return count
 
 
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that a path belongs to: itself, or a file of weights in one; None for neither."""
+    return next((f for f in (path, *path.parents[:2]) if (f / "config.yaml").is_file()), None)
+
+
 def find(
     path: Path, name: str | None, words: Mapping[str, Sequence[str]], device: torch.device
 ) -> Saved:
@@ -96,7 +101,7 @@ def find(
     Raises:
         UserError: there is nothing of the kind.
     """
-    folder = next((f for f in (path, *path.parents[:2]) if (f / "config.yaml").is_file()), None)
+    folder = run_of(path)
     given = dict(words)
     if folder is not None:
         given.setdefault("config", [str(folder / "config.yaml")])

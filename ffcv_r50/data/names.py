@@ -16,7 +16,7 @@ def of_classes(stored: Sequence[str], words: Mapping[str, str]) -> list[str]:
         words: what some of them mean, synonyms with commas between, of which the first is shown; all,
             and the name itself, where that would be another class's too. ImageNet's 1,000 are known.
     """
-    digest = hashlib.blake2b("\n".join(stored).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b("\n".join(stored).encode(errors="replace"), digest_size=16).hexdigest()
     if digest == _IMAGENET_WNIDS:
         from torchvision.models._meta import _IMAGENET_CATEGORIES
 

@@ -29,16 +29,20 @@ class BadImage(Exception):
     """An image that cannot be read or stored; the message is the reason in one line."""
 
 
-def decode(content: bytes, exif_rotate: bool = False) -> npt.NDArray[np.uint8]:
+def decode(
+    content: bytes, exif_rotate: bool = False, formats: tuple[str, ...] | None = None
+) -> npt.NDArray[np.uint8]:
     """The pixels of :func:`read`: uint8 [height, width, 3].
 
     Raises:
         BadImage: as there.
     """
-    return np.array(read(content, exif_rotate))
+    return np.array(read(content, exif_rotate, formats))
 
 
-def read(content: bytes, exif_rotate: bool = False) -> Image.Image:
+def read(
+    content: bytes, exif_rotate: bool = False, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """The pixels that torchvision's ImageFolder gives: ``Image.open(path).convert("RGB")``.
 
     With one exception: 16-bit grayscale keeps its upper eight bits, as Pillow itself treats 16-bit
@@ -47,6 +51,7 @@ def read(content: bytes, exif_rotate: bool = False) -> Image.Image:
     Args:
         content: of an image file in any format that Pillow knows.
         exif_rotate: turn the image upright as its EXIF orientation says.
+        formats: those that are tried, by Pillow's names; None is all.
 
     Returns:
         An image in mode RGB, without metadata.
@@ -58,7 +63,7 @@ def read(content: bytes, exif_rotate: bool = False) -> Image.Image:
         # Pillow warns of odd metadata and of large images; neither changes a pixel.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=formats)
             rgb = _eight_bits(image)
             rgb.load()
             if rgb.mode != "RGB":  # there, ``convert`` is a copy
