@@ -28,8 +28,8 @@ from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
-from numba import carray
 from numba.core import types
+from numba.np.numpy_support import carray
 
 from ffcv_r50.data import decode, jpeg
 from ffcv_r50.data.beton import MODE_RAW

@@ -23,11 +23,15 @@ from ffcv.transforms import Squeeze, ToTensor
 from numba.core import event
 from PIL import Image
 
-from ffcv_r50.data import beton
+from ffcv_r50.data import beton, jpeg
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import EvalLoader, TrainLoader
 from ffcv_r50.errors import UserError
-from ffcv_r50.ffcv import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from ffcv_r50.ffcv import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+    _decode_sample,
+)
 from tests.data.conftest import encode, make_image, write_beton
 
 SAMPLES, BATCH, SEED = 40, 8, 7
@@ -73,10 +77,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Beton:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Beton:
-    """Sample 2 is half a JPEG, sample 5 has fewer pixels than its size says."""
+    """Sample 2 is half a JPEG, sample 5 has another size than the file says."""
     samples: list[Any] = [encode(make_image(50 + i, 70, i), interval=1) for i in range(BATCH)]
     samples[2] = samples[2][: len(samples[2]) // 2]
-    samples[5] = make_image(30, 30, 5)
+    samples[5] = encode(make_image(30, 30, 5))
     sizes = [(50 + i, 70) for i in range(BATCH)]
     path = tmp_path_factory.mktemp("ffcv") / "damaged.beton"
     write_beton(path, samples, sizes)
@@ -243,6 +247,18 @@ def test_several_workers_and_bad_images(damaged: Beton, caplog: pytest.LogCaptur
         "sample 5 cannot be decoded",
         "sample 5 cannot be decoded",
     ]
+
+
+@pytest.mark.parametrize("size", [(50, 50), (0, 0)])
+def test_pixels_that_are_too_few(size: tuple[int, int]) -> None:
+    """FFCV's loader takes files that ours refuses."""
+    data, image = np.zeros(10, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    status = _decode_sample().ctypes(
+        *(0, 0, 0, False, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, False),
+        *(data.ctypes.data, data.size if size[0] else 0, True, *size, image.ctypes.data, 4, 4),
+    )
+    assert status == jpeg.WRONG_SIZE
+    assert (image == 128).all()
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -58,7 +58,7 @@ def cfunc_cached(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def compile_now(function: Callable[..., Any]) -> Any:
         options = {"error_model": "numpy"}
-        compiled = CFunc(function, normalize_signature(signature), locals={}, options=options)
+        compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options=options)
         with contextlib.suppress(RuntimeError):
             compiled._cache = _Cache(function)
         compiled.compile()
