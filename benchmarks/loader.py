@@ -21,8 +21,14 @@ first one fills caches).
 
 asks instead what an augmentation costs, with its defaults: it is measured in our loader and in
 torchvision's, beside our loader without it. No file is written by stock FFCV then.
+
+    python benchmarks/loader.py --images DIR --resolution 160 --workers 2 \\
+        --loaders stock_ffcv,stock_ffcv_tiled_file,ffcv_ours_stock_file,ffcv_ours_tiled_file
+
+compares FFCV's decoder with ours (:mod:`ffcv_r50.ffcv`) inside FFCV's own Loader.
 """
 
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -49,10 +55,14 @@ LOADERS = {
     "ours_tiled_file": "ours, tiled file",
     "torchvision": "torchvision",
     "dali": "DALI",
+    "stock_ffcv_tiled_file": "FFCV, tiled file",
+    "ffcv_ours_stock_file": "FFCV with our decoder, FFCV's file",
+    "ffcv_ours_tiled_file": "FFCV with our decoder, tiled file",
     "torchvision_augmented": "torchvision, augmented",
     "ours_augmented": "ours, augmented",
 }
 """What the chart calls them."""
+PLAIN = [name for name in LOADERS if not name.endswith("_augmented")]
 AUGMENTATIONS = {
     "augmix": "AugMix",
     "auto_augment": "AutoAugment",
@@ -89,6 +99,8 @@ class Measured(Options):
     """Write the rows of the table here."""
     chart: str | None = None
     """Draw a bar chart here (needs matplotlib)."""
+    loaders: str | None = None
+    """Names separated by commas; null stands for the first five above, as far as they are installed."""
     augment: str | None = None
     """A transform of single images, by the name that recipes have for it."""
     work_folder: str | None = None
@@ -115,9 +127,17 @@ def main() -> None:
         raise UserError(
             f"--resolution={options.resolution}: write sides in pixels, as 128,224"
         ) from None
-    if options.augment is None:
-        names = [name for name in LOADERS if "augmented" not in name]
-        names = [name for name in names if name != "dali" or _has_dali()]
+    if options.loaders is not None and options.augment is not None:
+        raise UserError(
+            "--loaders and --augment: give one of them; --augment has loaders of its own"
+        )
+    if options.loaders is not None:
+        names = options.loaders.split(",")
+        if unknown := [name for name in names if name not in PLAIN]:
+            choices = " or ".join(PLAIN)
+            raise UserError(f"--loaders={options.loaders}: no '{unknown[0]}'; choose {choices}")
+    elif options.augment is None:
+        names = [name for name in PLAIN[:5] if name != "dali" or _has_dali()]
     elif options.augment in AUGMENTATIONS:
         names = ["torchvision_augmented", "ours_tiled_file", "ours_augmented"]
     else:
@@ -189,14 +209,16 @@ def _write_stock(folder: Path) -> None:
 # --- the loaders
 
 
-def _stock_ffcv(task: Task) -> Epoch:
+def _ffcv(task: Task, name: str, ours: bool) -> Epoch:
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor
 
+    if ours:
+        from ffcv_r50.ffcv import RandomResizedCropRGBImageDecoder
     decoder = RandomResizedCropRGBImageDecoder((256, 256))
     loader = Loader(
-        str(task.folder / "stock.beton"),
+        str(task.folder / name),
         batch_size=task.batch_size,
         num_workers=task.workers,
         order=OrderOption.RANDOM,
@@ -299,11 +321,14 @@ def _dali(task: Task) -> Epoch:
 
 
 MAKE: dict[str, Callable[[Task], Epoch]] = {
-    "stock_ffcv": _stock_ffcv,
+    "stock_ffcv": lambda task: _ffcv(task, "stock.beton", ours=False),
     "ours_stock_file": lambda task: _ours(task, "stock.beton"),
     "ours_tiled_file": lambda task: _ours(task, "tiled.beton"),
     "torchvision": _torchvision,
     "dali": _dali,
+    "stock_ffcv_tiled_file": lambda task: _ffcv(task, "tiled.beton", ours=False),
+    "ffcv_ours_stock_file": lambda task: _ffcv(task, "stock.beton", ours=True),
+    "ffcv_ours_tiled_file": lambda task: _ffcv(task, "tiled.beton", ours=True),
     "torchvision_augmented": lambda task: _torchvision(task, task.augment),
     "ours_augmented": lambda task: _ours(task, "tiled.beton", task.augment),
 }
@@ -336,15 +361,15 @@ def _serve(name: str, task: Task, resolution: int, orders: Connection) -> None:
 
 def _import(name: str) -> None:
     """Import what a loader needs before the clock starts."""
-    if name == "stock_ffcv":
-        import ffcv.loader  # noqa: F401
-    elif name.startswith("ours"):
-        import ffcv_r50.data.loader
-        import ffcv_r50.training.transforms  # noqa: F401
-    elif name.startswith("torchvision"):
-        import torchvision.datasets  # noqa: F401
-    else:
-        import nvidia.dali  # noqa: F401
+    needed = {
+        "stock": ["ffcv.loader"],
+        "ffcv": ["ffcv.loader", "ffcv_r50.ffcv"],
+        "ours": ["ffcv_r50.data.loader", "ffcv_r50.training.transforms"],
+        "torchvision": ["torchvision.datasets"],
+        "dali": ["nvidia.dali"],
+    }
+    for module in needed[name.split("_")[0]]:
+        importlib.import_module(module)
 
 
 def _memory() -> float:

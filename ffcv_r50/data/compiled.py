@@ -16,6 +16,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,6 +43,28 @@ def njit_cached(function: Function) -> Function:
     with contextlib.suppress(RuntimeError):  # numba knows no folder that can be written
         compiled._cache = _Cache(function)  # what ``cache=True`` does, with numba's own
     return cast(Function, compiled)
+
+
+def cfunc_cached(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that is called by its address, and keep it on disk.
+
+    Args:
+        signature: numba's, of numbers and addresses.
+
+    Returns:
+        A decorator. What it makes has the C function as its attribute ``ctypes``, which both Python and
+        numba can call.
+    """
+
+    def compile_now(function: Callable[..., Any]) -> Any:
+        options = {"error_model": "numpy"}
+        compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options=options)
+        with contextlib.suppress(RuntimeError):
+            compiled._cache = _Cache(function)
+        compiled.compile()
+        return compiled
+
+    return compile_now
 
 
 class _Cache(FunctionCache):

@@ -103,20 +103,24 @@ class Scratch(NamedTuple):
     @classmethod
     def allocate(cls, stored: Stored, resolution: int) -> "Scratch":
         """Enough for each sample of a dataset at a resolution."""
-        longest = max(stored.longest_side, resolution)
-        weights = 2 * stored.longest_side + 5 * resolution
-        return cls(
-            np.empty(stored.max_bytes, np.uint8),
-            np.empty(stored.max_bytes, np.uint8),
-            np.empty(4 * min(MAX_PIXELS, stored.max_pixels), np.uint8),
-            np.empty(resolution, np.int64),
-            np.empty(resolution, np.int64),
-            np.empty(weights, np.float32),
-            np.empty(resolution, np.int64),
-            np.empty(resolution, np.int64),
-            np.empty(weights, np.float32),
-            np.zeros(line_size(longest), np.float32),
-        )
+        return cls(*scratch(stored.max_bytes, stored.max_pixels, stored.longest_side, resolution))
+
+
+def scratch(max_bytes: int, max_pixels: int, longest_side: int, resolution: int) -> tuple[Any, ...]:
+    """The arrays of a :class:`Scratch` for images up to these sizes. Can be compiled."""
+    weights = 2 * longest_side + 5 * resolution
+    return (
+        np.empty(max_bytes, np.uint8),
+        np.empty(max_bytes, np.uint8),
+        np.empty(4 * min(MAX_PIXELS, max_pixels), np.uint8),
+        np.empty(resolution, np.int64),
+        np.empty(resolution, np.int64),
+        np.empty(weights, np.float32),
+        np.empty(resolution, np.int64),
+        np.empty(resolution, np.int64),
+        np.empty(weights, np.float32),
+        np.zeros(line_size(max(longest_side, resolution)), np.float32),
+    )
 
 
 @njit
@@ -242,10 +246,57 @@ def span(stored: Any, sample: int, window: Window) -> tuple[np.int64, np.int64]:
     return np.int64(0), np.int64(stored.sizes[sample])
 
 
+@njit
+def show(
+    handle: int,
+    data: Any,
+    raw: bool,
+    size: tuple[int, int],
+    window: Window,
+    flip: bool,
+    scaled: bool,
+    scratch: Any,
+    out: Any,
+) -> int:
+    """Resize a window of a sample, and decode no more of it than that takes.
+
+    Args:
+        handle: see :func:`decode_jpeg`.
+        data: uint8, a JPEG; or pixels [height, width, 3], of which the window's rows are looked at.
+        raw: it is pixels.
+        size: height and width of the image as the dataset has them.
+        window, flip: see :func:`draw_window`.
+        scaled: see :class:`Sampling`.
+        scratch: a :class:`Scratch`.
+        out: uint8 [rows, columns, 3], contiguous, filled.
+
+    Returns:
+        Status.
+    """
+    if raw:
+        box = Box(float(window.top), float(window.left), float(window.height), float(window.width))
+        resize(Bitmap(data, size[0], size[1], 3), box, flip, out, scratch)
+        return jpeg.GOOD
+    resolution = max(out.shape[0], out.shape[1])
+    scale = scaling(window.height, window.width, resolution) if scaled else 1
+    status, part = decode_jpeg(handle, data, size, window, scale, scratch)
+    if status != jpeg.GOOD:
+        return status
+    box = Box(
+        window.top / scale - part.top,
+        window.left / scale - part.left,
+        window.height / scale,
+        window.width / scale,
+    )
+    resize(Bitmap(scratch.pixels, part.height, part.width, 4), box, flip, out, scratch)
+    return status
+
+
 def _build(checksum: int):  # type: ignore[no-untyped-def]
     @njit_cached
     def decode_samples(handle, stored, sampling, views, start, scratch, out):  # type: ignore[no-untyped-def]
-        resolution = out.shape[1] + 0 * checksum
+        if checksum < 0:  # never: it is here to be part of the key of what is kept on disk
+            return 0, jpeg.GOOD
         for i in range(start, views.size):
             sample = views[i] & 0xFFFFFFFF
             size = np.int64(stored.heights[sample]), np.int64(stored.widths[sample])
@@ -256,24 +307,10 @@ def _build(checksum: int):  # type: ignore[no-untyped-def]
             first, count = span(stored, sample, window)
             if not read(stored.file, stored.offsets[sample], first, count, scratch.stored):
                 return i, UNREAD
-            if raw:
-                top, left, height, width = window
-                box = Box(float(top), float(left), float(height), float(width))
-                resize(Bitmap(scratch.stored, size[0], size[1], 3), box, flip, out[i], scratch)
-                continue
-            data = scratch.stored[:count]
-            scale = scaling(window.height, window.width, resolution) if sampling.scaled else 1
-            status, part = decode_jpeg(handle, data, size, window, scale, scratch)
+            data = scratch.stored[: first + count]
+            status = show(handle, data, raw, size, window, flip, sampling.scaled, scratch, out[i])
             if status != jpeg.GOOD:
                 return i, status
-            box = Box(
-                window.top / scale - part.top,
-                window.left / scale - part.left,
-                window.height / scale,
-                window.width / scale,
-            )
-            image = Bitmap(scratch.pixels, part.height, part.width, 4)
-            resize(image, box, flip, out[i], scratch)
         return views.size, jpeg.GOOD
 
     return decode_samples

@@ -236,6 +236,7 @@ _columns_7 = _columns(7)
 _columns_8 = _columns(MAX_UNROLLED)
 
 
+@njit
 def line_size(columns: int) -> int:
     """Floats in the line of an image this wide: what unused taps read beyond it weighs zero."""
     return 4 * (columns + max_taps(columns, 1) + 1)

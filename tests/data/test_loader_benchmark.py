@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks import loader
+from ffcv_r50.errors import UserError
+
 REPOSITORY = Path(__file__).parents[2]
 KEYS = {
     "loader",
@@ -88,6 +91,21 @@ def test_what_an_augmentation_costs(tmp_path: Path, make_image: Callable[..., An
         "ours_augmented",
     ]
     assert all(row["images_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loaders=ours"], "--loaders=ours: no 'ours'; choose stock_ffcv or ours_stock_file or "),
+        (["--loaders=dali", "--augment=randaugment"], "--loaders and --augment: give one of them"),
+    ],
+)
+def test_loaders_that_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["loader.py", "--images=nowhere", *arguments])
+    with pytest.raises(UserError, match=message):
+        loader.main()
 
 
 def test_a_folder_without_images_is_one_line(tmp_path: Path) -> None:
