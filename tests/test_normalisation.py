@@ -95,7 +95,7 @@ def test_evaluation_and_prediction(dataset: Dataset, run: Path, tmp_path: Path) 
     losses = np.load(tmp_path / eval_only.PREDICTIONS)["loss"]
     expected = F.cross_entropy(logits, labels, reduction="none").numpy()
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    shares = predict._probabilities(found, crops(dataset), CPU)
+    shares = predict.probabilities(found, crops(dataset), CPU)
     torch.testing.assert_close(shares, logits.softmax(1))
 
 
