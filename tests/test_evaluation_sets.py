@@ -32,7 +32,7 @@ SOME = ["n1", "n6", "n7"]
 IMAGES = 33
 """Of each set; no number of ranks divides them."""
 RECIPE = """
-model:    {arch: resnet18}
+model:    {arch: shufflenet_v2_x0_5}
 data:     {num_workers: 1}
 training: {epochs: 3, batch_size: 32}
 schedule: {lr: {0: 0.1, 3: 0}, resolution: {0: 32}}
@@ -106,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     real = [rng.permutation(8)[: rng.integers(0, 4)].tolist() for _ in range(IMAGES)]
     (folder / "real.json").write_text(json.dumps(real))
     torch.manual_seed(0)
-    network = models.build("resnet18", len(KNOWN))
+    network = models.build("shufflenet_v2_x0_5", len(KNOWN))
     network(torch.randn(16, 3, 32, 32))
     network.eval()
     with torch.inference_mode():  # so that no class is always the likeliest

@@ -48,7 +48,7 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings.load(dataset.arguments(folder, *WORDS))
     (folder / "config.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)
-    network = models.build("resnet18", 3)
+    network = models.build(num_classes=3, **config.model.network)
     network(torch.randn(8, 3, 40, 40))
     torch.save(network.state_dict(), folder / "weights.pt")
     return folder

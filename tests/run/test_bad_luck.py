@@ -48,7 +48,7 @@ def test_a_dataset_that_becomes_shorter_ends_the_run_and_is_recorded(
 def test_weights_that_diverged_are_not_evaluated(
     dataset: Dataset, tmp_path: Path, bad: float
 ) -> None:
-    weights = torchvision.models.resnet18(num_classes=3).state_dict()
+    weights = torchvision.models.shufflenet_v2_x0_5(num_classes=3).state_dict()
     weights["layer4.1.bn2.running_var"][7] = bad
     torch.save(weights, tmp_path / "bad.pt")
     config = settings.load(
