@@ -43,7 +43,7 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings.load(moved.arguments(folder, "--validation.resolution=96"))
     (folder / "config.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)
-    network = models.build("resnet18", 3)
+    network = models.build(num_classes=3, **config.model.network)
     network(torch.randn(8, 3, 96, 96))  # statistics of batch-norm that are none of a new network
     torch.save(network.state_dict(), folder / "weights.pt")
     (folder / "log.jsonl").write_text('{"epoch": 0, "top_1": 34.5}\n')
