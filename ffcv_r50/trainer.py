@@ -28,8 +28,6 @@ from ffcv_r50.training.step import TrainStep
 
 TakeStep = Callable[[Iterator[Batch], Step, bool], Tensor]
 """What :class:`~ffcv_r50.training.step.TrainStep` is called as."""
-UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
-"""What a state raises that is of another network, which resume.allow may permit, or of something else."""
 
 
 def run(config: Config, around: Callable[[TrainStep], TakeStep] = lambda step: step) -> int:
@@ -235,8 +233,7 @@ class Run:
 
     def _evaluate_epoch(self) -> None:
         """Evaluate the epoch whose steps are done, log it and save."""
-        config, progress = self.config, self.progress
-        epoch = progress.epoch
+        config, progress, epoch = self.config, self.progress, self.progress.epoch
         began = time.perf_counter()
         networks, averages = {NETWORK: self.train_step.network}, {}
         if recipe.evaluates_averages(config, epoch):
@@ -349,7 +346,7 @@ class Run:
         try:
             self.train_step.load_state_dict(state["learner"])
             self.recorder.load_state_dict(state.get("recorder", {}))
-        except UNFIT as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the saved state does not fit this network: {reason}") from error
         self.progress = progress = Progress(**state["progress"])
