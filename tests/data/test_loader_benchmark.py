@@ -28,6 +28,9 @@ KEYS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(
+    600
+)  # FFCV compiles its pipelines at every start, and a busy machine takes minutes
 def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) -> None:
     """On a few images; that our loader reads a file of stock FFCV's writer is part of it."""
     for i in range(6):
@@ -46,7 +49,7 @@ def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stdout
     rows = json.loads((tmp_path / "rows.json").read_text())
