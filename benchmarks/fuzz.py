@@ -50,7 +50,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.beton_parts import parts
-from ffcv_r50 import optim, runs, trainer, verify
+from ffcv_r50 import optim, runs, verify
 from ffcv_r50.config import command_line, settings
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data import jpeg, samples
@@ -474,7 +474,7 @@ def read_state(path: Path, recipe: Path, draw: random.Random) -> str:
         network.load_state_dict(found["learner"]["model"])
         optim.load_state(optimizer, found["learner"]["optimizer"])
         Counters(**found.get("recorder", {}))
-    except trainer.UNFIT as error:
+    except compatibility.UNFIT as error:
         raise UserError(str(error) or "does not fit") from error
     progress = Progress(**found["progress"])
     progress.scale_steps(found["batch_size"] / 32)

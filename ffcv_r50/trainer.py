@@ -16,7 +16,7 @@ from ffcv_r50.logs.console import Console, epoch_line, finished
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
 from ffcv_r50.recorder import Recorder
-from ffcv_r50.run import checkpoint
+from ffcv_r50.run import checkpoint, compatibility
 from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator
 from ffcv_r50.training.averages import NETWORK
 from ffcv_r50.training.evaluation import evaluate, how
@@ -346,7 +346,7 @@ class Run:
         try:
             self.train_step.load_state_dict(state["learner"])
             self.recorder.load_state_dict(state.get("recorder", {}))
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except compatibility.UNFIT as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the saved state does not fit this network: {reason}") from error
         self.progress = progress = Progress(**state["progress"])

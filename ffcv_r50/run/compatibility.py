@@ -160,6 +160,8 @@ PARTS: dict[str, type] = {
 LEARNER = ("model", "optimizer", "scaler")
 LARGEST = 1 << 53
 """Counts are below: so far floats count in ones."""
+UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+"""What a state raises that is of another network, which resume.allow may permit, or of something else."""
 
 
 def check_state(where: str, state: Any) -> None:
@@ -196,7 +198,7 @@ def _is_progress(progress: dict[str, Any]) -> bool:
     return all(
         isinstance(value, int if kinds[key] is int else (int, float))
         and value >= (-1 if key == "best_top_1" else 0)
-        and (kinds[key] is float or value < LARGEST)
+        and (isinstance(value, float) or value < LARGEST)
         for key, value in progress.items()
     )
 

@@ -74,6 +74,7 @@ STATE = {
         ({"progress": {"epoch": float("nan")}}, "progress"),
         ({"progress": {"epoch": 1.5}}, "progress"),
         ({"progress": {"step": 10**400}}, "progress"),
+        ({"progress": {"loss_sum": 10**400}}, "progress"),
         ({"progress": {"from_the_future": 1}}, "progress"),
         ({"learner": {"model": {}, "optimizer": {}}}, "learner"),
         ({"learner": [], "config": None}, "learner, config"),

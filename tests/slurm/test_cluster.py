@@ -62,8 +62,8 @@ def test_three_nodes_train_as_one_process_does(
     cluster: Cluster, dataset: Dataset, tmp_path: Path
 ) -> None:
     """The sum of three parts rounds differently in another order: see test_run_safety.py."""
-    three = ("--training.batch_size=24", "--training.norm_batch_size=8", "--schedule.lr={0: 0.001}")
-    three += RESNET  # smaller networks amplify what is rounded more than that
+    batch = ("--training.batch_size=24", "--training.norm_batch_size=8", "--schedule.lr={0: 0.001}")
+    three = (*batch, *RESNET)  # smaller networks amplify what is rounded more than that
     reference = ranks.log(alone(dataset, tmp_path / "alone", *three))
     for launcher in ("submitit", "sbatch"):
         job = cluster.submit(*three, launcher=launcher, nodes=3, name=launcher)
