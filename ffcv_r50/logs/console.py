@@ -1,6 +1,7 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere; one process speaks."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,9 @@ PLAIN_SECONDS = 10.0
 
 
 def duration(seconds: float) -> str:
-    """75 -> 1:15, 3675 -> 1:01:15."""
+    """75 -> 1:15, 3675 -> 1:01:15; "?" where the rows of a run say what is no time."""
+    if not math.isfinite(seconds):
+        return "?"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -53,7 +53,8 @@ def test_a_row_is_on_the_disk_when_append_returns(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0:00"), (75, "1:15"), (3599.6, "1:00:00"), (36610, "10:10:10")]
+    ("seconds", "text"),
+    [(0.2, "0:00"), (75, "1:15"), (3599.6, "1:00:00"), (36610, "10:10:10"), (float("inf"), "?")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text
