@@ -4,7 +4,6 @@ Nothing here may start a thread: a fork takes none along, and OpenMP would wait 
 """
 
 import rich.table
-import timm
 import torch
 
 from ffcv_r50 import trainer
@@ -12,7 +11,7 @@ from ffcv_r50.data import order
 from ffcv_r50.models import sizes
 from writers import writing
 
-__all__ = ["rich", "timm", "trainer", "writing"]
+__all__ = ["rich", "trainer", "writing"]
 
 torch.set_num_threads(1)
 order.random_order(1, 0, 0)  # the first compiled function loads what numba has for all

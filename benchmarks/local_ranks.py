@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["benchmarks.imported_once"])
+PRELOAD = ["benchmarks.imported_once"]
+"""What the server imports."""
+CONTEXT.set_forkserver_preload(PRELOAD)
 
 
 class LocalRanks:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -98,6 +98,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
     return Dataset(files[0], files[1], recipe)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks wait for threads longer than they compute, where other tests run beside."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Result(NamedTuple):

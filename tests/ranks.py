@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.local_ranks import LocalRanks
+from benchmarks.local_ranks import CONTEXT, PRELOAD, LocalRanks
 from ffcv_r50 import trainer
 from ffcv_r50.config import settings
 from ffcv_r50.errors import exit_with
@@ -27,6 +27,9 @@ from ffcv_r50.trainer import TakeStep
 from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.step import TrainStep
 from tests.conftest import Dataset
+
+# Loaded once for all ranks, as what trains SMALL takes seconds to import.
+CONTEXT.set_forkserver_preload([*PRELOAD, "timm"])
 
 # A small network with dropout and batch-norm, four steps an epoch, deterministic.
 SMALL = (
@@ -71,6 +74,29 @@ def run(arguments: list[str], folder: Path, *, ranks: int = 2, hook: Hook | None
     codes = processes.wait(0)
     assert codes is not None
     return Ended(codes, [o.read_text() for o in outputs], time.monotonic() - began)
+
+
+def run_program(
+    program: Callable[[], object], folder: Path, *, ranks: int, seconds: float
+) -> list[str]:
+    """Run something else than training on so many ranks, which all have to end well.
+
+    Args:
+        program: what each rank runs; picklable.
+        folder: for their outputs.
+        ranks: how many.
+        seconds: after which they are killed.
+
+    Returns:
+        Standard output and error of each rank.
+    """
+    outputs = [folder / f"output-{rank}" for rank in range(ranks)]
+    processes = LocalRanks(program, outputs)
+    try:
+        assert processes.wait(seconds) == [0] * ranks, [output.read_text() for output in outputs]
+    finally:
+        processes.kill()
+    return [output.read_text() for output in outputs]
 
 
 def main(arguments: list[str], hook: Hook | None = None) -> None:

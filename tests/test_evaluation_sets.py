@@ -1,7 +1,7 @@
 """One network on several evaluation sets, against a loop over images, names and sorted logits."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from tests.conftest import Launch
 from tests.writers.serial import in_this_process
 from writers import pool, writing
 from writers.config import Writing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 KNOWN = ["n5", "n0", "n7", "n2", "n6", "n1", "n4", "n3"]
@@ -80,15 +82,6 @@ def write_set(folder: Path, name: str, classes: Sequence[str], listed: Sequence[
         ),
         page_size=1 << 16,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks wait for threads longer than they compute, where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

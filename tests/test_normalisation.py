@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +25,12 @@ from tests.conftest import Dataset
 from writers.inspect import __main__ as inspect
 from writers.inspect import stats
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 WORLD = distributed.World(0, 1, 0, 1, CPU, cores=1)
 MEAN, STD = (0.3, 0.5, 0.625), (0.25, 0.125, 0.5)
 WORDS = [f"--data.mean={[*MEAN]}", f"--data.std={[*STD]}"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks wait for threads longer than they compute, where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,29 @@ def read(file: int, begin: int, first: int, count: int, out: Any) -> bool:
 
 
 @njit
+def read_header(data: Any, size: tuple[int, int]) -> tuple[int, Any]:
+    """Read the header of a sample's JPEG, and refuse what is not the image that the dataset has.
+
+    Args:
+        data: uint8, the JPEG.
+        size: height and width of the image as the dataset has them.
+
+    Returns:
+        Status, and the :class:`~ffcv_r50.data.jpeg.Header`.
+    """
+    status, header = jpeg.read_header(data)
+    if status != jpeg.GOOD:
+        return status, header
+    if header.height != size[0] or header.width != size[1]:
+        return jpeg.WRONG_SIZE, header
+    if header.mcu_height == 0 and (
+        jpeg.count_scans(data, header) * header.height * header.width > MAX_SCANNED
+    ):
+        return jpeg.TOO_MANY_SCANS, header
+    return jpeg.GOOD, header
+
+
+@njit
 def decode_jpeg(
     handle: int, data: Any, size: tuple[int, int], window: Window, scale: int, scratch: Any
 ) -> tuple[int, Window]:
@@ -190,15 +213,9 @@ def decode_jpeg(
     Returns:
         Status, and the decoded part at this scale.
     """
-    status, header = jpeg.read_header(data)
+    status, header = read_header(data, size)
     if status != jpeg.GOOD:
         return status, NOTHING
-    if header.height != size[0] or header.width != size[1]:
-        return jpeg.WRONG_SIZE, NOTHING
-    if header.mcu_height == 0 and (
-        jpeg.count_scans(data, header) * header.height * header.width > MAX_SCANNED
-    ):
-        return jpeg.TOO_MANY_SCANS, NOTHING
     part = jpeg.covering(header, window)
     num_bytes = data.size
     shortened = False

@@ -1,7 +1,6 @@
-"""The page in a real browser: Debian's chromium, which Playwright drives and does not download."""
+"""The page in a real browser."""
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,14 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect
 
+from tests.browser import launched, watched
 from tests.conftest import Dataset
 from tests.demo.conftest import SHOWN, Site, photos
-
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("no chromium is installed (apt-get install chromium)", allow_module_level=True)
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +21,8 @@ PHONE, DESKTOP = 375, 1280
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # A container's root cannot have a sandbox, and the pages are ours. The camera is a test picture.
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--use-fake-device-for-media-stream"]
-        )
+    with launched("--use-fake-device-for-media-stream") as browser:  # the camera is a test picture
         yield browser
-        browser.close()
 
 
 class Opened(NamedTuple):
@@ -57,24 +48,9 @@ def opened(request: pytest.FixtureRequest, browser: Browser, site: Site) -> Iter
     width = getattr(request, "param", DESKTOP)
     context = browser.new_context(viewport={"width": width, "height": 900})
     context.set_default_timeout(30_000)
-    page, wrong = context.new_page(), []
-    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-    page.on(
-        "console",
-        lambda message: (
-            None
-            if message.text.startswith("Failed to load resource: the server responded")
-            else wrong.append(f"console: {message.text}")  # such as what the policy blocked
-        ),
-    )
-    allowed = (site.address + "/", "data:")
-    page.on(
-        "request",
-        lambda asked: (
-            None if asked.url.startswith(allowed) else wrong.append(f"asked: {asked.url}")
-        ),
-    )
+    page = context.new_page()
+    refused = "Failed to load resource: the server responded"
+    wrong = watched(page, (site.address + "/", "data:"), (refused,))
     page.goto(site.address)
     yield Opened(page, wrong)
     assert wrong == []

@@ -1,18 +1,14 @@
-"""The report in a real browser: Debian's chromium, which Playwright drives and does not download."""
+"""The report in a real browser."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page
 
 from ffcv_r50.report import folder, page
+from tests.browser import launched, watched
 from tests.report import runs
-
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("no chromium is installed (apt-get install chromium)", allow_module_level=True)
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -23,11 +19,8 @@ LARGEST = 5_000_000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # A container's root cannot have a sandbox, and the pages are ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=[10, 1000])
@@ -44,23 +37,12 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def opened(browser: Browser, report: Path, width: int, scheme: str) -> tuple[Page, list[str]]:
     """The page, and what went wrong in it."""
-    wrong: list[str] = []
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
     )
     shown = context.new_page()
-    shown.on("console", lambda message: wrong.append(f"console: {message.text}"))
-    shown.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    shown.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-    shown.on(
-        "request",
-        lambda asked: (
-            None
-            if asked.url.startswith(("file:", "data:"))
-            else wrong.append(f"asked: {asked.url}")
-        ),
-    )
+    wrong = watched(shown, ("file:", "data:"))
     shown.goto(report.as_uri())
     return shown, wrong
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.local_ranks import LocalRanks
 from ffcv_r50.errors import UserError, exit_with
 from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.tools import find_lr
@@ -126,13 +125,8 @@ def program(arguments: list[str]) -> None:
 
 def run_program(arguments: list[str], folder: Path, count: int = 2) -> str:
     """By so many ranks; what rank 0 printed."""
-    outputs = [folder / f"output-{number}" for number in range(count)]
-    processes = LocalRanks(functools.partial(program, arguments), outputs)
-    try:
-        assert processes.wait(150) == [0] * count, [output.read_text() for output in outputs]
-    finally:
-        processes.kill()
-    return outputs[0].read_text()
+    run = functools.partial(program, arguments)
+    return ranks.run_program(run, folder, ranks=count, seconds=150)[0]
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import distributed, optim
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.models.dropout import draw_by_position
@@ -20,6 +19,7 @@ from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.reduction import BUCKETS, StepSums
 from ffcv_r50.training.sam import PLAIN, Sam
 from ffcv_r50.training.step import TrainStep
+from tests import ranks
 
 CPU = torch.device("cpu")
 SIZE, PARTS, RANKS = 6, 3, 4
@@ -227,12 +227,7 @@ def rank(folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What four ranks have."""
     folder = tmp_path_factory.mktemp("four ranks")
-    outputs = [folder / f"output-{number}" for number in range(RANKS)]
-    ranks = LocalRanks(functools.partial(rank, folder), outputs)
-    try:
-        assert ranks.wait(120) == [0] * RANKS, [output.read_text() for output in outputs]
-    finally:
-        ranks.kill()
+    ranks.run_program(functools.partial(rank, folder), folder, ranks=RANKS, seconds=120)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(RANKS)]
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.local_ranks import LocalRanks
 from ffcv_r50 import distributed, optim
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.models.dropout import draw_by_position
@@ -23,6 +22,7 @@ from ffcv_r50.training.protocols import Batch, Loss, Step
 from ffcv_r50.training.sam import PLAIN, Sam, uphill
 from ffcv_r50.training.step import TrainStep
 from ffcv_r50.training.transforms.normalize import Normalize
+from tests import ranks
 
 CPU = torch.device("cpu")
 SIZE, PARTS, STEPS, DECAY = 6, 4, 6, 0.01
@@ -164,12 +164,7 @@ def rank(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_climb_by_the_gradient_of_both(tmp_path: Path) -> None:
-    outputs = [tmp_path / f"output-{number}" for number in range(2)]
-    ranks = LocalRanks(functools.partial(rank, tmp_path), outputs)
-    try:
-        assert ranks.wait(120) == [0, 0], [output.read_text() for output in outputs]
-    finally:
-        ranks.kill()
+    ranks.run_program(functools.partial(rank, tmp_path), tmp_path, ranks=2, seconds=120)
     states = [torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(2)]
     state, losses = states[0]
     assert_as_reference(state, losses, RADII)

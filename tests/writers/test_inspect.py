@@ -375,15 +375,16 @@ def test_a_samples_file_is_read_no_further_than_there_are_samples(path: Path) ->
         next(read)
 
 
-@pytest.mark.parametrize("bomb", ["pixels", "scans"])
-def test_work_bombs_are_damaged_images(
-    tmp_path: Path, bomb: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    dataset = write_beton(tmp_path / "x.beton", [encode(pixels, progressive=True)])
-    assert reading.decode(dataset, 0, dataset.read(0)).shape == (40, 40, 3)
-    name = "MAX_PIXELS" if bomb == "pixels" else "MAX_SCANNED"
-    monkeypatch.setattr(reading, name, 1599)
-    expected = {"pixels": jpeg.TOO_LARGE, "scans": jpeg.TOO_MANY_SCANS}[bomb]
-    with pytest.raises(reading.Damaged, match=f"^{re.escape(jpeg.REASONS[expected])}$"):
+def test_work_bombs_are_damaged_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pixels; and a few thousand bytes of JPEG whose every scan goes over many of them."""
+    image = encode(np.zeros((16, 16, 3), np.uint8), progressive=True)
+    frame, scan = image.index(b"\xff\xc2"), image.rindex(b"\xff\xda")
+    side, scans = (8000).to_bytes(2, "big"), image[scan:-2] * 500
+    bomb = image[: frame + 5] + side + side + image[frame + 9 : -2] + scans + image[-2:]
+    dataset = write_beton(tmp_path / "x.beton", [image, bomb], [(16, 16), (8000, 8000)])
+    assert reading.decode(dataset, 0, dataset.read(0)).shape == (16, 16, 3)
+    with pytest.raises(reading.Damaged, match=f"^{jpeg.REASONS[jpeg.TOO_MANY_SCANS]}$"):
+        reading.decode(dataset, 1, dataset.read(1))
+    monkeypatch.setattr(reading, "MAX_PIXELS", 255)
+    with pytest.raises(reading.Damaged, match=f"^{re.escape(jpeg.REASONS[jpeg.TOO_LARGE])}$"):
         reading.decode(dataset, 0, dataset.read(0))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_RAW, Beton
-from ffcv_r50.data.decode import MAX_PIXELS, MAX_SCANNED
+from ffcv_r50.data.decode import MAX_PIXELS, read_header
 from writers import progress
 
 T = TypeVar("T")
@@ -67,15 +67,9 @@ def decode(dataset: Beton, sample: int, data: bytes) -> npt.NDArray[np.uint8]:
     height, width = int(dataset.heights[sample]), int(dataset.widths[sample])
     if dataset.modes[sample] == MODE_RAW:
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    stored = np.frombuffer(data, np.uint8)
-    status, header = jpeg.read_header(stored)
-    if status == jpeg.GOOD and (header.height, header.width) != (height, width):
-        status = jpeg.WRONG_SIZE
+    status, _ = read_header(np.frombuffer(data, np.uint8), (height, width))
     if status == jpeg.GOOD and height * width > MAX_PIXELS:
         status = jpeg.TOO_LARGE
-    if status == jpeg.GOOD and header.mcu_height == 0:
-        scans = jpeg.count_scans(stored, header)
-        status = jpeg.TOO_MANY_SCANS if scans * height * width > MAX_SCANNED else status
     if status != jpeg.GOOD:
         raise Damaged(jpeg.REASONS[status])
     if not hasattr(_local, "decompressor"):
