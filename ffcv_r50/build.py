@@ -1,6 +1,7 @@
 """What a configuration asks for, made: datasets, loaders, network, step, storage, logs."""
 
 import copy
+import ctypes
 import os
 import socket
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from ffcv_r50.training.transforms.normalize import Normalize
 
 COMPILED_PIECES = 8
 """Of a compiled network on several nodes: more of them fuse less, fewer give gradients later."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 # ------------------------------------------------------------------------------------------- data
 
@@ -191,6 +193,21 @@ def set_up_torch(config: Config, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not config.training.deterministic
         torch.set_float32_matmul_precision("high")
+    elif device.type == "cpu":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have the next step use the memory that the last one freed.
+
+    glibc gives large blocks, and the end of its heap, back to the kernel, which clears every page of
+    them before a step gets it again. Other C libraries have no such settings.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
 
 
 def network(config: Config, num_classes: int, device: torch.device) -> nn.Module:

@@ -1,8 +1,12 @@
 """What several test files share: a small dataset, a small recipe, and runs of several processes."""
 
 import os
+
+# Before torch is imported: several workers share the cores, and threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -100,17 +104,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(files[0], files[1], recipe)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks wait for threads longer than they compute, where other tests run beside."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Result(NamedTuple):
     """How the processes of a run ended."""
 
@@ -149,6 +142,13 @@ LONGEST = (
     "tests/distributed/test_elastic.py",
 )
 """Files that several workers (``make test``) begin with, so that none is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What slow tests run is not traced for coverage, which would take a fifth of their time again."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -25,8 +25,6 @@ from tests.writers.serial import in_this_process
 from writers import pool, writing
 from writers.config import Writing
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 KNOWN = ["n5", "n0", "n7", "n2", "n6", "n1", "n4", "n3"]
 """The network's classes, in an order that is not that of their names."""

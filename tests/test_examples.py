@@ -1,7 +1,6 @@
 """The examples train on the digits: ``examples/`` is code that runs."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +10,6 @@ import torch
 from examples import plain_torch, timm_loop
 from writers import digits, writing
 from writers.config import Writing
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads of torch that wait for each other beside other tests take minutes instead of seconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 SUBSET, BATCH = 24, 8  # three steps an epoch
 SMALL = [f"--batch-size={BATCH}", "--resolution=32"]

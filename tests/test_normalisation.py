@@ -25,8 +25,6 @@ from tests.conftest import Dataset
 from writers.inspect import __main__ as inspect
 from writers.inspect import stats
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 WORLD = distributed.World(0, 1, 0, 1, CPU, cores=1)
 MEAN, STD = (0.3, 0.5, 0.625), (0.25, 0.125, 0.5)

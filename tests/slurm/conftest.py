@@ -52,11 +52,14 @@ ranks.main(sys.argv[1:])
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Wait for something that a file or SLURM's queue tells, which have no event to wait for."""
+    """Wait for something that a file or SLURM's queue tells, which have no event to wait for.
+
+    Once a second, for asking SLURM takes processor time that the jobs need.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
+        time.sleep(1)
 
 
 class Job(NamedTuple):
