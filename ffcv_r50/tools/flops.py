@@ -89,7 +89,7 @@ class _Writes(TorchDispatchMode):
     ) -> Any:
         """Carry out ``func`` and count what it writes."""
         found = func(*args, **(kwargs or {}))
-        results = found if isinstance(found, (tuple, list)) else [found]
+        results = found if isinstance(found, tuple) else [found]  # a list is one result: of views
         for declared, result in zip(func._schema.returns, results, strict=True):
             viewed = declared.alias_info is not None and not declared.alias_info.is_write
             if isinstance(result, Tensor) and not viewed:
