@@ -176,7 +176,8 @@ def check_sizes(config: Config, num_classes: int) -> None:
     """
     asked = {"num_classes": num_classes, **config.model.network}
     for side in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
-        sizes.check(**asked, batch_size=config.norm_batch_size, resolution=side, training=True)
+        seen = recipe.seen_size(config, side)
+        sizes.check(**asked, batch_size=config.norm_batch_size, resolution=seen, training=True)
     sizes.check(**asked, batch_size=1, resolution=config.validation.resolution, training=False)
 
 

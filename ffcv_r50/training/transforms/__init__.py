@@ -33,6 +33,10 @@ class BatchOptions(TransformOptions):
     together: ClassVar[int] = 1
     """Neighbouring samples of a batch that one process must have: 2 where they go in pairs."""
 
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the images have afterwards, given those of before."""
+        return height, width
+
     def build(self, num_classes: int, stream: int) -> Transform:
         """The transform itself.
 
@@ -53,6 +57,7 @@ from ffcv_r50.training.transforms import (  # noqa: E402, F401  # register thems
     blur,
     coarse_dropout,
     color_jitter,
+    colout,
     erasing,
     grayscale,
     mix,
