@@ -117,7 +117,9 @@ def train_loader(
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,
         transforms=[
-            options.build() for options in config.augment if isinstance(options, ImageOptions)
+            options.build(config.data.statistics)
+            for options in config.augment
+            if isinstance(options, ImageOptions)
         ],
         repeats=config.data.repeats,
         order=config.data.order,

@@ -13,6 +13,7 @@ from typing import ClassVar
 from ffcv_r50.data.loader import ImageTransform
 from ffcv_r50.registry import Options, Registry
 from ffcv_r50.training.protocols import Transform
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 
 class TransformOptions(Options):
@@ -22,8 +23,12 @@ class TransformOptions(Options):
 class ImageOptions(TransformOptions):
     """The options of a transform of single images."""
 
-    def build(self) -> ImageTransform:
-        """The transform itself."""
+    def build(self, statistics: Statistics = IMAGENET) -> ImageTransform:
+        """The transform itself.
+
+        Args:
+            statistics: of the training images.
+        """
         raise NotImplementedError
 
 
