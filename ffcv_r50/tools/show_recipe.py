@@ -309,9 +309,8 @@ def _parts(config: Config, dataset: Dataset) -> Table:
     images = _steps(config, dataset) * config.training.batch_size
     rows: list[tuple[str, int, dict[str, int]]] = []
     sizes = [recipe.resolution(config, epoch) for epoch in range(epochs)]
-    for size in dict.fromkeys(sizes):
-        seen = recipe.seen_size(config, size)
-        cost = flops.count(config.model, dataset.classes, seen, training=True)
+    for size, pixels in _seen(config).items():
+        cost = flops.count(config.model, dataset.classes, pixels, training=True)
         rows.append((f"training\nat {size} px", images * sizes.count(size), cost))
     if dataset.val_samples is not None:
         cost = flops.count(
