@@ -229,7 +229,7 @@ def _chosen(config: Config) -> dict[str, str]:
             if (height, width) != (side, side)
         ]
         if smaller:
-            chosen["seen"] = "; ".join(smaller)
+            chosen["input"] = "; ".join(smaller)
     if config.averages:
         chosen["averages"] = "; ".join(AVERAGES.name_of(a) + _options(a) for a in config.averages)
         if (every := config.validation.averages_every) > 1:

@@ -159,7 +159,7 @@ def test_costs_are_those_of_what_the_network_sees(
     show_recipe.show([str(dataset.recipe), f"--data.train_dataset={dataset.train}", COLOUT])
     page = capsys.readouterr().out
     assert "augment     colout, rows 0.1, columns 0.25; then mix" in page
-    assert "seen        28 x 24 of 32 px; 57 x 48 of 64 px" in page
+    assert "input       28 x 24 of 32 px; 57 x 48 of 64 px" in page
     operations = sum(flops.count(loaded.model, 3, (57, 48), training=True).values())
     assert re.search(rf" 2 +64 .* {operations / 1e9:.3f} ", page)
 
