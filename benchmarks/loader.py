@@ -63,14 +63,15 @@ LOADERS = {
 }
 """What the chart calls them."""
 PLAIN = [name for name in LOADERS if not name.endswith("_augmented")]
-AUGMENTATIONS = {
-    "augmix": "AugMix",
-    "auto_augment": "AutoAugment",
-    "grayscale": "RandomGrayscale",
-    "randaugment": "RandAugment",
-    "trivial_augment": "TrivialAugmentWide",
+AUGMENTATIONS: dict[str, Callable[[Any], Any]] = {
+    "augmix": lambda transforms: transforms.AugMix(),
+    "auto_augment": lambda transforms: transforms.AutoAugment(),
+    "color_jitter": lambda transforms: transforms.ColorJitter(0.4, 0.4, 0.4),
+    "grayscale": lambda transforms: transforms.RandomGrayscale(),
+    "randaugment": lambda transforms: transforms.RandAugment(),
+    "trivial_augment": lambda transforms: transforms.TrivialAugmentWide(),
 }
-"""By our name: torchvision's."""
+"""What torchvision's module makes that ours does with its defaults, by our name."""
 LONGEST_SIDE, QUALITY = 500, 90
 
 Epoch = Callable[[int], Iterator[int]]
@@ -269,7 +270,7 @@ def _torchvision(task: Task, augment: str = "") -> Epoch:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    augmentations = [getattr(transforms, AUGMENTATIONS[augment])()] if augment else []
+    augmentations = [AUGMENTATIONS[augment](transforms)] if augment else []
 
     def epoch(resolution: int) -> Iterator[int]:
         transform = transforms.Compose(

@@ -119,7 +119,9 @@ def train_loader(
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,
         transforms=[
-            options.build() for options in config.augment if isinstance(options, ImageOptions)
+            options.build(config.data.statistics)
+            for options in config.augment
+            if isinstance(options, ImageOptions)
         ],
         repeats=config.data.repeats,
         order=config.data.order,
@@ -178,7 +180,8 @@ def check_sizes(config: Config, num_classes: int) -> None:
     """
     asked = {"num_classes": num_classes, **config.model.network}
     for side in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
-        sizes.check(**asked, batch_size=config.norm_batch_size, resolution=side, training=True)
+        seen = recipe.seen_size(config, side)
+        sizes.check(**asked, batch_size=config.norm_batch_size, resolution=seen, training=True)
     sizes.check(**asked, batch_size=1, resolution=config.validation.resolution, training=False)
 
 

@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,7 +30,7 @@ from ffcv_r50.data.beton import Beton as Dataset
 from ffcv_r50.data.loader import Epoch, ImageTransform
 from ffcv_r50.distributed import cores, launcher
 from ffcv_r50.errors import UserError
-from ffcv_r50.training.transforms.normalize import Normalize
+from ffcv_r50.training.transforms.normalize import IMAGENET, Normalize, Statistics
 
 __all__ = ["Dataset", "EvalLoader", "TrainLoader"]
 
@@ -42,10 +43,16 @@ class _Delivery:
     """What becomes of decoded batches: on which device, in which type.
 
     Args:
-        device, dtype: see :class:`TrainLoader`.
+        device, dtype, mean, std: see :class:`TrainLoader`.
     """
 
-    def __init__(self, device: str | torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
         try:
             self.device = torch.device(device)
         except RuntimeError:
@@ -59,7 +66,7 @@ class _Delivery:
             raise UserError(f"dtype is {dtype}; choose one of {names}")
         self.pinned = self.device.type == "cuda"
         self._dtype = dtype
-        self._normalize = Normalize(self.device)
+        self._normalize = Normalize(self.device, _statistics(mean, std))
 
     def __call__(self, batches: Iterable[loader.Batch]) -> Iterator[Labelled]:
         """Deliver batches, on CUDA one ahead of the one in use."""
@@ -70,6 +77,15 @@ class _Delivery:
                 images = images.permute(0, 2, 3, 1)
                 images = images if self.pinned else images.clone()
             yield images, labels if self.pinned else labels.clone()
+
+
+def _statistics(mean: Sequence[float], std: Sequence[float]) -> Statistics:
+    """As :class:`TrainLoader` takes them."""
+    if np.shape(mean) != (3,) or not all(0 <= value <= 1 for value in mean):
+        raise UserError(f"mean is {mean}; give those of red, green and blue, each from 0 to 1")
+    if np.shape(std) != (3,) or not all(0 < value <= 1 for value in std):
+        raise UserError(f"std is {std}; give those of red, green and blue, each above 0, up to 1")
+    return Statistics((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -114,13 +130,15 @@ class TrainLoader:
         num_workers: decoding threads; else this process's share of the machine's cores.
         device: where batches go; to a CUDA device from page-locked memory, one batch ahead.
         dtype: ``torch.uint8`` for images [n, resolution, resolution, 3] in 0..255; float32, float16 or
-            bfloat16 for images [n, 3, resolution, resolution], channels-last in memory, with ImageNet's mean and
-            standard deviation taken out in float32.
+            bfloat16 for images [n, 3, resolution, resolution], channels-last in memory, normalised in float32.
+        mean, std: of red, green and blue, in units of 0 to 1: what becomes zero and one in those types; by
+            default ImageNet's.
         crop_scale: share of the image's area that a crop may have, as torchvision's RandomResizedCrop.
         crop_ratio: width over height that it may have, likewise.
         flip: probability of mirroring.
         transforms: change the images as they are decoded, in this order; those of recipes are made by
-            ``ffcv_r50.training.transforms.TRANSFORMS["randaugment"](ops=2).build()``.
+            ``ffcv_r50.training.transforms.TRANSFORMS["randaugment"](ops=2).build()``, which also takes the
+            :class:`~ffcv_r50.training.transforms.normalize.Statistics` that a fill with the mean is of.
         repeats: views of each sample in a step, of fewer samples an epoch (repeated augmentation).
         order: ``random``, or ``quasi_random`` for datasets larger than memory.
         scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop is that much larger than the output.
@@ -144,6 +162,8 @@ class TrainLoader:
         num_workers: int | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.uint8,
+        mean: Sequence[float] = IMAGENET.mean,
+        std: Sequence[float] = IMAGENET.std,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
@@ -158,7 +178,7 @@ class TrainLoader:
         self.rank, self.world_size = _place(rank, world_size)
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"rank {self.rank} is not one of {self.world_size} ranks")
-        self._deliver = _Delivery(device, dtype)
+        self._deliver = _Delivery(device, dtype, mean, std)
         if micro_batch_size is None:
             if batch_size < 1 or batch_size % self.world_size:
                 raise UserError(
@@ -285,7 +305,7 @@ class EvalLoader:
         batch_size: samples of a batch of this process, at most.
         resolution: height and width of the images in pixels.
         crop_ratio: side of the crop over the image's shorter side.
-        rank, world_size, num_workers, device, dtype, bad_images: see :class:`TrainLoader`.
+        rank, world_size, num_workers, device, dtype, mean, std, bad_images: see :class:`TrainLoader`.
 
     Raises:
         UserError: see :class:`TrainLoader`.
@@ -303,11 +323,13 @@ class EvalLoader:
         num_workers: int | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.uint8,
+        mean: Sequence[float] = IMAGENET.mean,
+        std: Sequence[float] = IMAGENET.std,
         bad_images: str = "error",
     ) -> None:
         self.dataset = dataset
         self.rank, self.world_size = _place(rank, world_size)
-        self._deliver = _Delivery(device, dtype)
+        self._deliver = _Delivery(device, dtype, mean, std)
         self._loader = loader.EvalLoader(
             dataset,
             batch_size=batch_size,

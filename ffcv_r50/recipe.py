@@ -57,6 +57,15 @@ def resolution(config: Config, epoch: int) -> int:
     return settings.resolution_at(config.schedule.resolution, epoch)
 
 
+def seen_size(config: Config, side: int) -> tuple[int, int]:
+    """Height and width of the training images that the network sees, of those decoded at a side."""
+    size = side, side
+    for options in config.augment:
+        if isinstance(options, BatchOptions):
+            size = options.size_after(*size)
+    return size
+
+
 def evaluates_averages(config: Config, epoch: int) -> bool:
     """Whether the averages are evaluated after an epoch, beside the network."""
     done = epoch + 1

@@ -84,6 +84,20 @@ def test_numbers_are_normalised_in_float32_and_channels_last(
     torch.testing.assert_close(images, expected.to(dtype), rtol=1e-2, atol=1e-4)
 
 
+def test_other_images_have_another_mean_and_deviation(dataset: Beton) -> None:
+    statistics: dict[str, Any] = {"mean": [0.3, 0.5, 0.625], "std": (0.25, 0.125, 1)}
+    evaluated = {
+        dtype: EvalLoader(dataset, resolution=16, num_workers=1, dtype=dtype, **statistics)
+        for dtype in (torch.uint8, torch.float32)
+    }
+    trained = {dtype: train(dataset, dtype=dtype, **statistics) for dtype in evaluated}
+    for shown in (evaluated, trained):
+        raw, images = (next(iter(shown[dtype]))[0] for dtype in (torch.uint8, torch.float32))
+        pixels = raw.permute(0, 3, 1, 2) / 255
+        expected = functional.normalize(pixels, statistics["mean"], statistics["std"])
+        torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_evaluation_shows_each_sample_once(dataset: Beton) -> None:
     whole = [
         label for _, labels in EvalLoader(dataset, resolution=16, num_workers=1) for label in labels
@@ -256,6 +270,12 @@ def test_ranks_come_from_the_group_else_the_environment(
         ({"device": "gpu"}, "device is 'gpu'"),
         ({"device": "meta"}, "choose the CPU or a CUDA device"),
         ({"dtype": torch.int64}, "dtype is torch.int64; choose one of torch.uint8"),
+        (
+            {"mean": (123.7, 116.3, 103.5)},
+            r"mean is \(123.7, .*\); give those of red, green and blue",
+        ),
+        ({"mean": 0.5}, "mean is 0.5; give those of red, green and blue, each from 0 to 1"),
+        ({"std": (0.2, 0.2, 0)}, "each above 0, up to 1"),
         ({"rank": 1}, "both rank and world_size"),
         ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2 ranks"),
         (

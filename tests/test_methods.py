@@ -30,6 +30,7 @@ augment:
   - coarse_dropout: {{}}
   - invert_pixels: {{every: 3}}
   - erasing: {{probability: {{0: 0.8, 2: 0.2}}}}
+  - colout: {{rows: 0.1, columns: 0.2}}
   - mix: {{mixup: 0.2, cutmix: {{0: 1, 2: 0.5}}, probability: 0.9}}
   - note: {{folder: '{folder}'}}
 sam:       {{rho: 0.05, interval: 2}}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ffcv_r50 import build, distributed, eval_only, models, predict, saved
+from ffcv_r50 import build, distributed, eval_only, models, predict, recipe, saved
 from ffcv_r50.config import settings
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.data.loader import EvalLoader
@@ -70,6 +70,20 @@ def test_training(dataset: Dataset, run: Path, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(batch.images, normalised(pixels))
         images = build.forward(config, WORLD)(nn.Identity(), pixels.permute(0, 3, 1, 2))
         torch.testing.assert_close(images, normalised(pixels))
+
+
+def test_a_fill_with_the_mean_becomes_zero(dataset: Dataset, run: Path) -> None:
+    """Within a gray level's half."""
+    fill = "{coarse_dropout: {fill: mean, size: [1, 1], probability: 1}}"
+    words = [*WORDS, f"--augment=[{fill}, {{erasing: {{probability: 0}}}}]"]
+    config = settings.load(dataset.arguments(run, *words))
+    loader = build.train_loader(config, Beton(dataset.train), recipe.plan(config, 1), WORLD)
+    [transform, *_] = build.batch_transforms(config, 3, CPU)
+    with loader.epoch(0, 32) as loaded:
+        batch = next(build.train_batches(loaded, recipe.plan(config, 1), WORLD))
+        images = transform(batch, Step(seed=0, number=0, epoch=0.0, values={})).images
+    half = torch.tensor([0.5 / 255 / std for std in STD]).view(3, 1, 1)
+    assert (images.abs() <= half + 1e-6).all()
 
 
 def test_evaluation_and_prediction(dataset: Dataset, run: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ffcv_r50.keyframes import Keyframes
 from ffcv_r50.run.compatibility import differences
 from ffcv_r50.training.averages.ema import Ema
 from ffcv_r50.training.precision import Precision
+from ffcv_r50.training.transforms.colout import ColOut
 from tests.conftest import Dataset
 
 RCP = Path(__file__).resolve().parents[1] / "rcp"
@@ -144,6 +145,8 @@ def test_mosaics_recipes_add_methods_to_each_other() -> None:
     assert differences(mild, medium) == ["augment", "sam.interval", "sam.rho", *longer]
     more = ["augment", "model.stochastic_depth", "sam.interval", *longer, "training.weight_decay"]
     assert differences(medium, hot) == more
+    assert ColOut(rows=0.05, columns=0.05) in hot.augment
+    assert [recipe.seen_size(hot, side) for side in (104, 176)] == [(98, 98), (167, 167)]
     for recipe_, delay, first in ((mild, 0.4, 88), (medium, 0.4, 88), (hot, 0.2, 104)):
         points = [point[:2] for point in recipe_.schedule.resolution.points]
         epochs = recipe_.training.epochs

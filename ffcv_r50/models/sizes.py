@@ -19,16 +19,25 @@ PRIME = 251
 """Images that a network is given where it may be more than one: dropout on tables, which have another
 number of rows, is told from dropout on images by it."""
 
+Size = int | tuple[int, int]
+"""Of images in pixels: their side, or height and width."""
+
 
 def check(
-    arch: str, num_classes: int, *, batch_size: int, resolution: int, training: bool, **options: Any
+    arch: str,
+    num_classes: int,
+    *,
+    batch_size: int,
+    resolution: Size,
+    training: bool,
+    **options: Any,
 ) -> None:
     """See that a batch goes through the network.
 
     Args:
         arch, num_classes, options: as :func:`ffcv_r50.models.build` takes them.
         batch_size: images that batch-norm sees together.
-        resolution: side of the images in pixels.
+        resolution: of the images.
         training: else in evaluation mode.
 
     Raises:
@@ -38,14 +47,14 @@ def check(
     network = on_meta(arch, num_classes, **options).train(training)
     images = PRIME if batch_size > 1 else 1
     draw_by_position(network, 0, META).begin(0, range(images))
-    before = _foreign_state(network)
+    before, (height, width) = _foreign_state(network), pair(resolution)
     try:
         with torch.no_grad(), _NoRandomNumbers(arch):
-            logits = network(torch.empty(images, 3, resolution, resolution, device=META))
+            logits = network(torch.empty(images, 3, height, width, device=META))
     except (RuntimeError, AssertionError, ValueError) as error:
         what = f"{batch_size} at a time" if training else "in evaluation"
         raise UserError(
-            f"model.arch={arch}: does not take images of {resolution} x {resolution} pixels, "
+            f"model.arch={arch}: does not take images of {height} x {width} pixels, "
             f"{what} ({str(error).partition(chr(10))[0]}); change schedule.resolution, "
             "validation.resolution or training.norm_batch_size"
         ) from error
@@ -59,6 +68,11 @@ def check(
             f"model.arch={arch}: gives something else than one logit for each class; choose another "
             "network"
         )
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 class _NoRandomNumbers(TorchDispatchMode):

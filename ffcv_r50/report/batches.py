@@ -28,9 +28,15 @@ class Seen(NamedTuple):
     """The first images of a step, after all crops and augmentations."""
 
     pixels: npt.NDArray[np.uint8]
-    """[images, side, side, 3]."""
+    """[images, height, width, 3]."""
     targets: Tensor
     """int64 [images] classes, or float [images, classes] shares."""
+
+    @property
+    def size(self) -> str:
+        """Of an image, in pixels: ``160``, or ``152 x 144``."""
+        height, width = self.pixels.shape[1:3]
+        return f"{height}" if height == width else f"{height} x {width}"
 
 
 def seen(config: Config, dataset: Beton, epoch: int, number: int, images: int) -> Seen:
@@ -150,7 +156,8 @@ def first_and_last(run: Run) -> list[SeenBatch]:
             SeenCard(thumbnails.uri(Image.fromarray(pixels)), words(target, known))
             for pixels, target in zip(batch.pixels, batch.targets, strict=True)
         ]
-        side = batch.pixels.shape[1]
-        note = f"Its first {len(cards)} images at {side} px, after all crops and augmentations."
+        note = (
+            f"Its first {len(cards)} images at {batch.size} px, after all crops and augmentations."
+        )
         found.append(SeenBatch(f"{title} training batch as the network saw it", note, cards))
     return found

@@ -17,21 +17,22 @@ def draw(images: npt.NDArray[np.uint8], words: Sequence[Sequence[str]]) -> Image
     """Put the images on a sheet that is about as wide as it is high.
 
     Args:
-        images: [n, side, side, 3].
+        images: [n, height, width, 3].
         words: the lines under each.
     """
-    side = images.shape[1]
-    shown = side * max(1, -(-SMALLEST // side))
+    height, width = images.shape[1:3]
+    zoom = max(1, -(-SMALLEST // min(height, width)))
+    height, width = zoom * height, zoom * width
     columns = math.ceil(math.sqrt(len(images)))
     rows = -(-len(images) // columns)
     lines = max(map(len, words), default=0)
-    cell = (shown + MARGIN, shown + lines * TEXT_HEIGHT + MARGIN)
+    cell = (width + MARGIN, height + lines * TEXT_HEIGHT + MARGIN)
     sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_HEIGHT - 2)
     for i, (image, texts) in enumerate(zip(images, words, strict=True)):
         left, top = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
-        pixels = Image.fromarray(image).resize((shown, shown), Image.Resampling.NEAREST)
+        pixels = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(pixels, (left, top))
         for line, text in enumerate(texts):
-            pen.text((left, top + shown + line * TEXT_HEIGHT), text, "black", font)
+            pen.text((left, top + height + line * TEXT_HEIGHT), text, "black", font)
     return sheet

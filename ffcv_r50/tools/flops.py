@@ -25,13 +25,15 @@ NAMES = {"conv1": "stem", "fc": "head"}
 
 
 @functools.cache
-def count(model: Model, num_classes: int, resolution: int, *, training: bool) -> dict[str, int]:
+def count(
+    model: Model, num_classes: int, resolution: sizes.Size, *, training: bool
+) -> dict[str, int]:
     """Operations for one image, by part of the network.
 
     Args:
         model: the settings of the network.
         num_classes: size of its last layer.
-        resolution: side of the image in pixels.
+        resolution: of the image.
         training: forward and backward pass; otherwise the forward pass alone.
 
     Returns:
@@ -65,7 +67,7 @@ def count(model: Model, num_classes: int, resolution: int, *, training: bool) ->
 
 
 @functools.cache
-def written(model: Model, num_classes: int, resolution: int) -> int:
+def written(model: Model, num_classes: int, resolution: sizes.Size) -> int:
     """Numbers that the forward pass of one image writes to memory, where nothing is fused.
 
     Each operation writes its result once: convolutions, norms, activations, sums, pooling.
@@ -89,7 +91,7 @@ class _Writes(TorchDispatchMode):
     ) -> Any:
         """Carry out ``func`` and count what it writes."""
         found = func(*args, **(kwargs or {}))
-        results = found if isinstance(found, (tuple, list)) else [found]
+        results = found if isinstance(found, tuple) else [found]  # a list is one result: of views
         for declared, result in zip(func._schema.returns, results, strict=True):
             viewed = declared.alias_info is not None and not declared.alias_info.is_write
             if isinstance(result, Tensor) and not viewed:
@@ -108,12 +110,13 @@ def _network(model: Model, num_classes: int) -> nn.Module:
     return network
 
 
-def _forward(network: nn.Module, model: Model, resolution: int) -> Tensor:
+def _forward(network: nn.Module, model: Model, resolution: sizes.Size) -> Tensor:
+    height, width = sizes.pair(resolution)
     try:
-        logits: Tensor = network(torch.empty(1, 3, resolution, resolution, device="meta"))
+        logits: Tensor = network(torch.empty(1, 3, height, width, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"model.arch: {model.arch} does not take images of {resolution} x {resolution} pixels "
+            f"model.arch: {model.arch} does not take images of {height} x {width} pixels "
             f"({str(error).splitlines()[0]})"
         ) from error
     return logits

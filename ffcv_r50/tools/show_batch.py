@@ -72,10 +72,9 @@ def show(argv: Sequence[str]) -> None:
             picture.save(file, format=Image.registered_extensions()[output.suffix.lower()])
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
-    shown, side = batch.pixels.shape[:2]
     print(
-        f"{output}: {shown} of the {config.training.batch_size:,} images of step {options.step} in epoch "
-        f"{options.epoch}, {side} px"
+        f"{output}: {len(batch.pixels)} of the {config.training.batch_size:,} images of step "
+        f"{options.step} in epoch {options.epoch}, {batch.size} px"
     )
 
 

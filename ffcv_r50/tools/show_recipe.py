@@ -223,6 +223,13 @@ def _chosen(config: Config) -> dict[str, str]:
         chosen["augment"] = "; then ".join(
             TRANSFORMS.name_of(t) + _options(t) for t in config.augment
         )
+        smaller = [
+            f"{height} x {width} of {side} px"
+            for side, (height, width) in _seen(config).items()
+            if (height, width) != (side, side)
+        ]
+        if smaller:
+            chosen["input"] = "; ".join(smaller)
     if config.averages:
         chosen["averages"] = "; ".join(AVERAGES.name_of(a) + _options(a) for a in config.averages)
         if (every := config.validation.averages_every) > 1:
@@ -302,8 +309,8 @@ def _parts(config: Config, dataset: Dataset) -> Table:
     images = _steps(config, dataset) * config.training.batch_size
     rows: list[tuple[str, int, dict[str, int]]] = []
     sizes = [recipe.resolution(config, epoch) for epoch in range(epochs)]
-    for size in dict.fromkeys(sizes):
-        cost = flops.count(config.model, dataset.classes, size, training=True)
+    for size, pixels in _seen(config).items():
+        cost = flops.count(config.model, dataset.classes, pixels, training=True)
         rows.append((f"training\nat {size} px", images * sizes.count(size), cost))
     if dataset.val_samples is not None:
         cost = flops.count(
@@ -341,11 +348,16 @@ def _parts(config: Config, dataset: Dataset) -> Table:
 
 def _training_costs(config: Config, dataset: Dataset) -> dict[int, int]:
     """Operations of a training image by resolution."""
-    sizes = {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}
     return {
-        size: sum(flops.count(config.model, dataset.classes, size, training=True).values())
-        for size in sizes
+        side: sum(flops.count(config.model, dataset.classes, seen, training=True).values())
+        for side, seen in _seen(config).items()
     }
+
+
+def _seen(config: Config) -> dict[int, tuple[int, int]]:
+    """Height and width that the network sees, by resolution."""
+    sides = (recipe.resolution(config, epoch) for epoch in range(config.training.epochs))
+    return {side: recipe.seen_size(config, side) for side in sides}
 
 
 def _unit(operations: float) -> tuple[float, str]:

@@ -119,6 +119,7 @@ def test_multipliers_read_back(recipe: Path) -> None:
         ("--averages=[{swa: {start: 15.5}}]", "command line: --averages: swa has nothing before epoch 16.5, after the end of the run (training.epochs is 16)"),
         ("--validation.averages_every=0", "command line: --validation.averages_every: expected an integer at least 1, got 0"),
         ("--augment=[{erasing: {probability: 1.5}}]", "command line: --augment: erasing.probability: expected a number or keyframes {epoch: number, ...}, numbers at least 0 and at most 1, got 1.5"),
+        ("--augment=[{colout: {rows: 1}}]", "command line: --augment: colout.rows: expected a number at least 0 and below 1, got 1"),
         ("--checkpoint=x.pt", "command line: --checkpoint.file: is for --training.eval_only=1; a run continues from its logging.folder by itself"),
         ("--validation.sets={a: a.beton}", "command line: --validation.sets: is for --training.eval_only=1, which evaluates the --checkpoint of a finished run"),
         ("--validation.sets={val: a.beton} --training.eval_only=1", "command line: --validation.sets: val is what the table calls data.val_dataset; choose another name"),

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from torchvision import transforms
 
 from benchmarks import loader
 from ffcv_r50.errors import UserError
+from ffcv_r50.training.transforms import TRANSFORMS, ImageOptions
+from ffcv_r50.training.transforms.color_jitter import ColorJitter
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = {
@@ -91,6 +94,18 @@ def test_what_an_augmentation_costs(tmp_path: Path, make_image: Callable[..., An
         "ours_augmented",
     ]
     assert all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_both_loaders_augment_alike() -> None:
+    """The same method under both names, at the same strengths where torchvision has no default."""
+    for name, make in loader.AUGMENTATIONS.items():
+        assert issubclass(TRANSFORMS[name], ImageOptions)
+        assert name.replace("_", "") in type(make(transforms)).__name__.lower()
+    ours, theirs = ColorJitter(), loader.AUGMENTATIONS["color_jitter"](transforms)
+    for name in ("brightness", "contrast", "saturation"):
+        strength = getattr(ours, name).at(0)
+        assert getattr(theirs, name) == (1 - strength, 1 + strength)
+    assert (ours.hue.at(0), ours.probability.at(0), theirs.hue) == (0, 1, None)
 
 
 @pytest.mark.parametrize(

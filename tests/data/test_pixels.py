@@ -179,11 +179,11 @@ def test_blur_of_images_smaller_than_its_kernel(size: tuple[int, int]) -> None:
 
 def test_boxes_are_filled_and_the_rest_stays() -> None:
     image = make_image(33, 47)
-    black, mean = image.copy(), image.copy()
+    black, coloured = image.copy(), image.copy()
     black[3:9, 40:47] = 0
-    mean[0:33, 5:6] = (124, 116, 104)
-    assert np.array_equal(applied(image, Op.BLACK, 3, 40, 9, 47), black)
-    assert np.array_equal(applied(image, Op.MEAN, 0, 5, 33, 6), mean)
+    coloured[0:33, 5:6] = (124, 0, 255)
+    assert np.array_equal(applied(image, Op.BOX, 3, 40, 9, 47), black)
+    assert np.array_equal(applied(image, Op.BOX, 0, 5, 33, 6, 124, 0, 255), coloured)
 
 
 def test_operations_follow_each_other_and_images_do_not_mix() -> None:

@@ -10,6 +10,7 @@ from ffcv_r50.data.loader import Draw, ImageTransform
 from ffcv_r50.registry import Range
 from ffcv_r50.training.protocols import Batch, Step, Transform
 from ffcv_r50.training.transforms import TRANSFORMS, BatchOptions, ImageOptions
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 
 @TRANSFORMS.register("invert_pixels")
@@ -19,7 +20,7 @@ class InvertPixels(ImageOptions):
     every: Annotated[int, Range(at_least=1)] = 2
     """One of so many."""
 
-    def build(self) -> ImageTransform:
+    def build(self, statistics: Statistics = IMAGENET) -> ImageTransform:
         """As every transform of images."""
         return self._apply
 

@@ -39,6 +39,16 @@ def test_it_shows_the_images_of_the_step(dataset: Dataset, tmp_path: Path) -> No
         assert (sheet[top + 129 : top + 139, left : left + 128] < 128).any()  # its class
 
 
+def test_images_need_not_be_square(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """64 px in epoch 2; what ColOut leaves is enlarged by the same factor both ways."""
+    words = ["--epoch=2", "--images=1", "--augment=[{colout: {rows: 0.1, columns: 0.25}}]"]
+    sheet = shown(dataset, tmp_path / "a.png", *words)
+    assert sheet.size == (3 * 48 + 2 * MARGIN, 3 * 57 + TEXT_HEIGHT + 2 * MARGIN)
+    assert "1 of the 32 images of step 0 in epoch 2, 57 x 48 px" in capsys.readouterr().out
+
+
 def test_a_mixed_image_names_two_classes(dataset: Dataset, tmp_path: Path) -> None:
     def second_lines(name: str, *more: str) -> int:
         sheet = np.asarray(shown(dataset, tmp_path / name, "--images=32", *more))

@@ -47,6 +47,7 @@ from ffcv_r50.training.protocols import Batch, Step
 from ffcv_r50.training.sam import PLAIN, Sam
 from ffcv_r50.training.step import TrainStep
 from ffcv_r50.training.transforms import BatchOptions
+from ffcv_r50.training.transforms.colout import ColOut
 from ffcv_r50.training.transforms.erasing import Erasing
 from ffcv_r50.training.transforms.mix import Mix
 from ffcv_r50.training.transforms.normalize import Normalize
@@ -229,7 +230,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "transforms": (Erasing(), Mix(mixup=Varying(0.2), cutmix=Varying(1.0))),
         "averages": (Ema(half_life=2),),
     },
-    "mixed before": {"transforms": (Mix(mixup=Varying(0.2)), Erasing())},
+    "mixed before": {"transforms": (Mix(mixup=Varying(0.2)), Erasing(), ColOut(rows=0, columns=0))},
     "timm A1": {
         "optimizer": Lamb(),
         "loss": BinaryCrossEntropy(target_threshold=0.2),

@@ -1,7 +1,7 @@
 """What augmentations do to the pixels of images, and one compiled function that does it.
 
 A transform draws a plan: for each image a few operations by their numbers (:class:`Op`), each with up to
-four arguments; :func:`apply` carries it out in place. So only plans are random, and tests can do the
+seven arguments; :func:`apply` carries it out in place. So only plans are random, and tests can do the
 same with another library.
 
 The operations are those of Pillow and of torchvision on PIL images, which training pipelines see,
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ffcv_r50.data.compiled import CHECKSUM, njit, njit_cached
 from ffcv_r50.data.pixels import colour, filters, geometry, tone
 
-ARGUMENTS = 4
+ARGUMENTS = 7
 """Of an operation, at most."""
 
 
@@ -64,14 +64,8 @@ class Op(IntEnum):
     """None."""
     BLUR = 19
     """Standard deviation in pixels."""
-    BLACK = 20
-    """Top, left, bottom and right of the box that becomes black."""
-    MEAN = 21
-    """Of the box that becomes the mean colour of ImageNet."""
-
-
-MEAN_COLOUR = (124, 116, 104)
-"""Of ImageNet, rounded."""
+    BOX = 20
+    """Top, left, bottom and right of a box that is filled; its red, green and blue."""
 
 
 @njit
@@ -123,11 +117,10 @@ def run(op: int, image: Any, argument: Any, scratch: Any) -> None:
         colour.gray(image)
     elif op == Op.BLUR:
         filters.blur(image, value, scratch)
-    elif op == Op.BLACK or op == Op.MEAN:
+    elif op == Op.BOX:
         top, left = int(argument[0]), int(argument[1])
         bottom, right = int(argument[2]), int(argument[3])
-        fill = MEAN_COLOUR if op == Op.MEAN else (0, 0, 0)
-        geometry.erase(image, top, left, bottom, right, fill)
+        geometry.erase(image, top, left, bottom, right, argument[4:])
 
 
 def _build(checksum: int):  # type: ignore[no-untyped-def]

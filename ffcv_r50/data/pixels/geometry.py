@@ -115,7 +115,7 @@ def turn(image: Any, degrees: float, scale: float, right: float, down: float, so
 
 @njit
 def erase(image: Any, top: int, left: int, bottom: int, right: int, colour: Any) -> None:
-    """Fill a box inside of the image with a colour of three values."""
+    """Fill a box inside of the image with a colour: three whole numbers from 0 to 255."""
     for y in range(top, bottom):
         for x in range(left, right):
             for channel in range(3):

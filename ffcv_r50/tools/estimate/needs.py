@@ -94,12 +94,12 @@ def kinds(config: Config, images: Images) -> Iterator[Kind]:
     for epoch in epochs:
         by_side.setdefault(recipe.resolution(config, epoch), []).append(epoch)
     for side, those in by_side.items():
-        each = work(model, classes, side, training=True)
+        each = work(model, classes, recipe.seen_size(config, side), training=True)
         yield Kind(f"training {side} px", len(those), len(those) * images.training, each, side)
     for side, those in by_side.items():
         seen = [sum(_recomputed(config, epoch, images.training)) for epoch in those]
         if count := sum(map(bool, seen)):
-            each = work(model, classes, side, training=False)
+            each = work(model, classes, recipe.seen_size(config, side), training=False)
             yield Kind(f"statistics {side} px", count, sum(seen), each, side)
     if images.validation:
         side = config.validation.resolution

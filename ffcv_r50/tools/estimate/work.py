@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from ffcv_r50.config.settings import Model
+from ffcv_r50.models.sizes import Size
 from ffcv_r50.tools import flops
 
 BYTES = 4
@@ -29,13 +30,13 @@ class Work(NamedTuple):
         return Work(self.operations + other.operations, self.num_bytes + other.num_bytes)
 
 
-def work(model: Model, num_classes: int, resolution: int, *, training: bool) -> Work:
+def work(model: Model, num_classes: int, resolution: Size, *, training: bool) -> Work:
     """What one image costs.
 
     Args:
         model: the settings of the network.
         num_classes: size of its last layer.
-        resolution: side of the image in pixels.
+        resolution: of the image.
         training: forward and backward pass; otherwise the forward pass alone.
 
     Raises:

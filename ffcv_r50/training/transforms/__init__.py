@@ -13,6 +13,7 @@ from typing import ClassVar
 from ffcv_r50.data.loader import ImageTransform
 from ffcv_r50.registry import Options, Registry
 from ffcv_r50.training.protocols import Transform
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 
 class TransformOptions(Options):
@@ -22,8 +23,12 @@ class TransformOptions(Options):
 class ImageOptions(TransformOptions):
     """The options of a transform of single images."""
 
-    def build(self) -> ImageTransform:
-        """The transform itself."""
+    def build(self, statistics: Statistics = IMAGENET) -> ImageTransform:
+        """The transform itself.
+
+        Args:
+            statistics: of the training images.
+        """
         raise NotImplementedError
 
 
@@ -32,6 +37,10 @@ class BatchOptions(TransformOptions):
 
     together: ClassVar[int] = 1
     """Neighbouring samples of a batch that one process must have: 2 where they go in pairs."""
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the images have afterwards, given those of before."""
+        return height, width
 
     def build(self, num_classes: int, stream: int) -> Transform:
         """The transform itself.
@@ -53,6 +62,7 @@ from ffcv_r50.training.transforms import (  # noqa: E402, F401  # register thems
     blur,
     coarse_dropout,
     color_jitter,
+    colout,
     erasing,
     grayscale,
     mix,

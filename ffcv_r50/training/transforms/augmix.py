@@ -15,6 +15,7 @@ from ffcv_r50.data.pixels.levels import Level, Strengths
 from ffcv_r50.keyframes import Varying
 from ffcv_r50.registry import Range
 from ffcv_r50.training.transforms import TRANSFORMS, ImageOptions
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 HIGHEST = 9
 """Of the ten levels."""
@@ -57,7 +58,7 @@ class AugMix(ImageOptions):
     all_ops: bool = True
     """Also brightness, colour, contrast and sharpness, which the paper leaves out: ImageNet-C has them."""
 
-    def build(self) -> ImageTransform:
+    def build(self, statistics: Statistics = IMAGENET) -> ImageTransform:
         """As it says."""
         return self._apply
 

@@ -22,7 +22,7 @@ Area = Annotated[float, Range(above=0, at_most=1)]
 
 @TRANSFORMS.register("erasing")
 class Erasing(BatchOptions):
-    """A box of some of the images becomes the mean colour of ImageNet."""
+    """A box of some of the images becomes the mean colour, `data.mean`."""
 
     probability: Annotated[Varying, Range(at_least=0, at_most=1)] = Varying(0.5)
     """That an image has a box erased."""

@@ -14,6 +14,12 @@ class Statistics(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """The mean as the nearest red, green and blue of 0 to 255."""
+        red, green, blue = (round(255 * v) for v in self.mean)
+        return red, green, blue
+
     def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Mean and standard deviation in units of 0 to 255, float32 [1, 3, 1, 1] each."""
         mean, std = ([255 * v for v in values] for values in self)

@@ -10,6 +10,7 @@ from ffcv_r50.data.compiled import CHECKSUM, njit_cached
 from ffcv_r50.data.loader import Draw, ImageTransform
 from ffcv_r50.data.philox import of_view, uniform
 from ffcv_r50.training.transforms import ImageOptions
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 
 
 class Plan(NamedTuple):
@@ -40,7 +41,7 @@ class PlannedOptions(ImageOptions):
         """
         raise NotImplementedError
 
-    def build(self) -> ImageTransform:
+    def build(self, statistics: Statistics = IMAGENET) -> ImageTransform:
         """Carry out the plan."""
         return self._apply
 

@@ -18,6 +18,7 @@ from ffcv_r50.training.transforms.blur import Blur
 from ffcv_r50.training.transforms.coarse_dropout import CoarseDropout
 from ffcv_r50.training.transforms.color_jitter import ColorJitter
 from ffcv_r50.training.transforms.grayscale import Grayscale
+from ffcv_r50.training.transforms.normalize import IMAGENET, Statistics
 from ffcv_r50.training.transforms.planned import PlannedOptions
 from tests.data.conftest import make_image
 from tests.pixels import by_torchvision
@@ -127,7 +128,7 @@ def test_blur_and_affine_draw_uniformly() -> None:
 def test_boxes_lie_inside_anywhere_alike() -> None:
     options = CoarseDropout(holes=(2, 4), size=(0.1, 0.3), probability=Varying(1))
     plan = options.plan(SIZE, MANY, DRAW)
-    present = plan.ops == Op.BLACK
+    present = plan.ops == Op.BOX
     seen = [int((present.sum(1) == count).sum()) for count in (2, 3, 4)]
     assert sum(seen) == len(MANY)
     assert chisquare(seen).pvalue > LIKELY
@@ -150,9 +151,11 @@ def test_boxes_reach_from_border_to_border() -> None:
     images = make_image(7, 9)[None].copy()
     options.build()(images, np.arange(1), DRAW)
     assert (images == np.array([124, 116, 104])).all()
+    options.build(Statistics((0.25, 1.0, 0.0), IMAGENET.std))(images, np.arange(1), DRAW)
+    assert (images == np.array([64, 255, 0])).all()
     options = CoarseDropout(size=(0.01, 0.01), probability=Varying(1))
     plan = options.plan((7, 9), MANY, DRAW)
-    top, left, bottom, right = plan.arguments[plan.ops == Op.BLACK][:, :4].T
+    top, left, bottom, right = plan.arguments[plan.ops == Op.BOX][:, :4].T
     assert (bottom - top == 1).all()
     assert (right - left == 1).all()
     assert set(top.tolist()) == set(range(7))
