@@ -3,7 +3,7 @@
 import copy
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from ffcv_r50 import distributed, models, optim, recipe
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import Batch as Loaded
 from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
 from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.errors import UserError
@@ -142,7 +143,7 @@ def val_loader(config: Config, val_set: Beton, world: distributed.World) -> Eval
     )
 
 
-def train_batches(batches: Epoch, plan: Plan, world: distributed.World) -> Iterator[Batch]:
+def train_batches(batches: Iterable[Loaded], plan: Plan, world: distributed.World) -> Iterator[Batch]:
     """What the step is given: batches on the device that know their place in the global batch.
 
     Args:
@@ -261,21 +262,28 @@ def train_step(
     network: nn.Module,
     precision: Precision,
     plan: Plan,
-    train_loader: TrainLoader,
+    num_classes: int,
+    steps_per_epoch: int,
     world: distributed.World,
 ) -> TrainStep:
     """What trains ``network``. All ranks must call it, outside of what could fail on one alone.
+
+    Args:
+        config: the settings.
+        network: with its initial weights, on the device.
+        precision: to compute in.
+        plan: of a step, for this number of processes.
+        num_classes: of the dataset.
+        steps_per_epoch: optimizer steps in each epoch.
+        world: this process among its peers.
 
     Raises:
         UserError: the network cannot be trained in the same way at any world size.
     """
     # The same seed gives the same weights, but not to the bit on processors of another kind.
     distributed.broadcast_tensors(network.state_dict().values())
-    num_classes = train_loader.dataset.num_classes
     averages = {
-        AVERAGES.name_of(options): options.build(
-            copy.deepcopy(network), train_loader.steps_per_epoch
-        )
+        AVERAGES.name_of(options): options.build(copy.deepcopy(network), steps_per_epoch)
         for options in config.averages
     }
     network = share_statistics(network, plan.group_size)
