@@ -27,6 +27,7 @@ from ffcv_r50.optim import Parts, layers
 from ffcv_r50.recipe import Plan
 from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
+from ffcv_r50.training import graphs
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.forward import CompiledForward, Forward
 from ffcv_r50.training.outcomes import Outcomes
@@ -143,7 +144,9 @@ def val_loader(config: Config, val_set: Beton, world: distributed.World) -> Eval
     )
 
 
-def train_batches(batches: Iterable[Loaded], plan: Plan, world: distributed.World) -> Iterator[Batch]:
+def train_batches(
+    batches: Iterable[Loaded], plan: Plan, world: distributed.World
+) -> Iterator[Batch]:
     """What the step is given: batches on the device that know their place in the global batch.
 
     Args:
@@ -182,7 +185,13 @@ def check_sizes(config: Config, num_classes: int) -> None:
 
 
 def set_up_torch(config: Config, device: torch.device) -> None:
-    """The process-wide settings of torch that the configuration asks for."""
+    """The process-wide settings of torch that the configuration asks for.
+
+    Raises:
+        UserError: the device has not what it asks for.
+    """
+    if config.training.cuda_graphs and not config.training.eval_only:
+        graphs.check(device)
     if config.training.deterministic:
         # cuBLAS reads it when it makes its first handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -257,6 +266,20 @@ def forward(config: Config, world: distributed.World) -> Forward:
     return Forward(world.device, config.data.statistics)
 
 
+def cuda_graphs(config: Config, plan: Plan, world: distributed.World) -> graphs.Graphs | None:
+    """What records forward and backward passes, where the configuration asks for it."""
+    if not config.training.cuda_graphs:
+        return None
+    say = Console(world.is_main).say
+    if plan.group_size > 1:
+        say(
+            f"training.cuda_graphs: {plan.group_size} processes share each batch-norm's statistics, and "
+            "sums between processes are not recorded; forward and backward passes run without"
+        )
+        return None
+    return graphs.Graphs(graphs.CudaCapture(world.device), say)
+
+
 def train_step(
     config: Config,
     network: nn.Module,
@@ -308,6 +331,7 @@ def train_step(
         parts=parts,
         overlapped=world.several_nodes,
         reduce_bf16=training.reduce_precision == "bf16",
+        graphs=cuda_graphs(config, plan, world),
     )
 
 

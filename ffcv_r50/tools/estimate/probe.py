@@ -22,13 +22,15 @@ from ffcv_r50.distributed import World
 from ffcv_r50.errors import UserError
 from ffcv_r50.logs.console import Console
 from ffcv_r50.tools.estimate.search import search
+from ffcv_r50.training import graphs
 from ffcv_r50.training.evaluation import evaluate
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Step
 from ffcv_r50.training.step import TrainStep
 
 STEPS = 2
-"""Optimizer steps a size: the first makes the optimizer's state and chooses kernels, the last is timed."""
+"""Optimizer steps a size: the first makes the optimizer's state and chooses kernels, the last is timed.
+Before CUDA graphs are recorded there are some more."""
 
 WIDTH = 110
 """Columns of the page: more than it has, since rich breaks lines to fit them."""
@@ -171,7 +173,7 @@ def _run(
     step, side = _heaviest(config, steps_per_epoch)
     images = _images(plan.micro_batch_size, side, num_classes)
     seconds = 0.0
-    for _ in range(STEPS):
+    for _ in range(STEPS + graphs.WARM_UP * config.training.cuda_graphs):
         began = time.perf_counter()
         same = itertools.repeat(images, plan.micro_batches)
         train_step(build.train_batches(same, plan, alone), step)
