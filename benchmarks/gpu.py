@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --out FOLDER [--minutes 7]        (make bench-gpu OUT=FOLDER)
 
-Measures this toolkit's step, as written and compiled, and those of ffcv-imagenet, torchvision's
+Measures this toolkit's step, as written, compiled, and as a CUDA graph, and those of ffcv-imagenet, torchvision's
 reference and timm's, at several sizes and precisions; what the device can do at most (matrix products,
 copies); the step fed by the loader; memory; and where the time goes, by class of kernel.
 
@@ -42,6 +42,7 @@ from ffcv_r50.logs import jsonl
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.training.forward import CompiledForward, Forward
+from ffcv_r50.training.graphs import WARM_UP, Capture, CudaCapture, Graphs
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.metrics import StepMetrics
 from ffcv_r50.training.outcomes import Outcomes
@@ -203,7 +204,7 @@ class Benchmark:
             began = time.perf_counter()
             try:
                 takes[kind] = take = make(self.scale.arch, cell, self.device)
-                for _ in range(3):
+                for _ in range(WARM_UP + 1):
                     take()
                 self.wait()
             except torch.OutOfMemoryError:
@@ -349,7 +350,13 @@ def _bytes(cell: Cell, device: torch.device) -> tuple[Tensor, Tensor]:
     return images, torch.randint(CLASSES, (cell.batch,), device=device)
 
 
-def _ours(arch: str, cell: Cell, device: torch.device, forward: Forward) -> TakeStep:
+def _ours(
+    arch: str,
+    cell: Cell,
+    device: torch.device,
+    forward: Forward,
+    recorded: Graphs | None = None,
+) -> TakeStep:
     network = models.build(arch, CLASSES, blurpool=True).to(device)
     network = network.to(memory_format=torch.channels_last)
     images, labels = _bytes(cell, device)
@@ -367,6 +374,7 @@ def _ours(arch: str, cell: Cell, device: torch.device, forward: Forward) -> Take
         micro_batches=1,
         ranks=1,
         outcomes=Outcomes(cell.batch, device, each=True),
+        graphs=recorded,
     )
     numbers = itertools.count()
 
@@ -386,6 +394,22 @@ def ours_compiled(arch: str, cell: Cell, device: torch.device) -> TakeStep:
     """The same through torch.compile; on a CPU without its code generator, which takes minutes there."""
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     return _ours(arch, cell, device, CompiledForward(device, print, backend))
+
+
+class _AsWritten:
+    """A capture for CPUs, which have no graphs."""
+
+    def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+    def record(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return work
+
+
+def ours_recorded(arch: str, cell: Cell, device: torch.device) -> TakeStep:
+    """As written, its passes replayed as a CUDA graph; on a CPU they are not."""
+    capture: Capture = CudaCapture(device) if device.type == "cuda" else _AsWritten()
+    return _ours(arch, cell, device, Forward(device), Graphs(capture, print))
 
 
 class _BlurThenConvolve(nn.Module):
@@ -495,6 +519,7 @@ def _amp_step(
 STEPS: dict[str, Make] = {
     "ours": ours,
     "ours compiled": ours_compiled,
+    "ours, CUDA graph": ours_recorded,
     "ffcv-imagenet": ffcv_imagenet,
     "torchvision": torchvision_reference,
     "timm": timm_reference,

@@ -187,7 +187,13 @@ class Bench:
         network = build.network(config, dataset.num_classes, world.device)
         self.loader = build.train_loader(config, dataset, self.plan, world)
         self.train_step = build.train_step(
-            config, network, precision, self.plan, self.loader, world
+            config,
+            network,
+            precision,
+            self.plan,
+            dataset.num_classes,
+            self.loader.steps_per_epoch,
+            world,
         )
         self.epochs = iter(range(sys.maxsize))
         self.kinds: dict[str, Callable[[], float]] = {

@@ -4,7 +4,7 @@ import copy
 import ctypes
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from ffcv_r50 import distributed, models, optim, recipe
 from ffcv_r50.config.settings import Config
 from ffcv_r50.data import transfer
 from ffcv_r50.data.beton import Beton
+from ffcv_r50.data.loader import Batch as Loaded
 from ffcv_r50.data.loader import Epoch, EvalLoader, TrainLoader
 from ffcv_r50.data.philox import transform_stream
 from ffcv_r50.errors import UserError
@@ -27,6 +28,7 @@ from ffcv_r50.optim import Parts, layers
 from ffcv_r50.recipe import Plan
 from ffcv_r50.run import checkpoint, staging
 from ffcv_r50.run.storage import FolderStorage, Storage
+from ffcv_r50.training import graphs
 from ffcv_r50.training.averages import AVERAGES
 from ffcv_r50.training.forward import CompiledForward, Forward
 from ffcv_r50.training.outcomes import Outcomes
@@ -146,7 +148,9 @@ def val_loader(config: Config, val_set: Beton, world: distributed.World) -> Eval
     )
 
 
-def train_batches(batches: Epoch, plan: Plan, world: distributed.World) -> Iterator[Batch]:
+def train_batches(
+    batches: Iterable[Loaded], plan: Plan, world: distributed.World
+) -> Iterator[Batch]:
     """What the step is given: batches on the device that know their place in the global batch.
 
     Args:
@@ -186,7 +190,13 @@ def check_sizes(config: Config, num_classes: int) -> None:
 
 
 def set_up_torch(config: Config, device: torch.device) -> None:
-    """The process-wide settings of torch that the configuration asks for."""
+    """The process-wide settings of torch that the configuration asks for.
+
+    Raises:
+        UserError: the device has not what it asks for.
+    """
+    if config.training.cuda_graphs and not config.training.eval_only:
+        graphs.check(device)
     if config.training.deterministic:
         # cuBLAS reads it when it makes its first handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -276,26 +286,47 @@ def forward(config: Config, world: distributed.World) -> Forward:
     return Forward(world.device, config.data.statistics)
 
 
+def cuda_graphs(config: Config, plan: Plan, world: distributed.World) -> graphs.Graphs | None:
+    """What records forward and backward passes, where the configuration asks for it."""
+    if not config.training.cuda_graphs:
+        return None
+    say = Console(world.is_main).say
+    if plan.group_size > 1:
+        say(
+            f"training.cuda_graphs: {plan.group_size} processes share each batch-norm's statistics, and "
+            "sums between processes are not recorded; forward and backward passes run without"
+        )
+        return None
+    return graphs.Graphs(graphs.CudaCapture(world.device), say)
+
+
 def train_step(
     config: Config,
     network: nn.Module,
     precision: Precision,
     plan: Plan,
-    train_loader: TrainLoader,
+    num_classes: int,
+    steps_per_epoch: int,
     world: distributed.World,
 ) -> TrainStep:
     """What trains ``network``. All ranks must call it, outside of what could fail on one alone.
+
+    Args:
+        config: the settings.
+        network: with its initial weights, on the device.
+        precision: to compute in.
+        plan: of a step, for this number of processes.
+        num_classes: of the dataset.
+        steps_per_epoch: optimizer steps in each epoch.
+        world: this process among its peers.
 
     Raises:
         UserError: the network cannot be trained in the same way at any world size.
     """
     # The same seed gives the same weights, but not to the bit on processors of another kind.
     distributed.broadcast_tensors(network.state_dict().values())
-    num_classes = train_loader.dataset.num_classes
     averages = {
-        AVERAGES.name_of(options): options.build(
-            copy.deepcopy(network), train_loader.steps_per_epoch
-        )
+        AVERAGES.name_of(options): options.build(copy.deepcopy(network), steps_per_epoch)
         for options in config.averages
     }
     network = share_statistics(network, plan.group_size)
@@ -320,6 +351,7 @@ def train_step(
         parts=parts,
         overlapped=world.several_nodes,
         reduce_bf16=training.reduce_precision == "bf16",
+        graphs=cuda_graphs(config, plan, world),
     )
 
 

@@ -138,7 +138,9 @@ def rebuild(
         build.set_up_torch(config, world.device)
         precision = Precision(config.training.precision, world.device)
         network = build.network(config, train_set.num_classes, world.device)
-    train_step = build.train_step(config, network, precision, plan, loader, world)
+    train_step = build.train_step(
+        config, network, precision, plan, train_set.num_classes, loader.steps_per_epoch, world
+    )
     with distributed.errors_on_all_ranks():
         state = _before(run, number, loader.steps_per_epoch) if world.is_main else None
         if state:

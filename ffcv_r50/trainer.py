@@ -109,20 +109,21 @@ class Run:
             self.plan = recipe.plan(config, world.size)
         files = (config.data.train_dataset, config.data.val_dataset)
         self.train_set, self.val_set = build.datasets(config, world, *files)
+        classes = self.train_set.num_classes
         with distributed.errors_on_all_ranks():
             build.check_classes(config, self.train_set, self.val_set)
             build.check_sinks(config)
             if world.is_main:
-                build.check_sizes(config, self.train_set.num_classes)
+                build.check_sizes(config, classes)
             self.train_loader = build.train_loader(config, self.train_set, self.plan, world)
             self.val_loader = build.val_loader(config, self.val_set, world)
             build.set_up_torch(config, world.device)
             self.precision = Precision(config.training.precision, world.device)
-            network = build.network(config, self.train_set.num_classes, world.device)
+            network = build.network(config, classes, world.device)
             self.steps = self.train_loader.steps_per_epoch
             self.trace = build.trace(config, self.steps, world, console)
         self.train_step = build.train_step(
-            config, network, self.precision, self.plan, self.train_loader, world
+            config, network, self.precision, self.plan, classes, self.steps, world
         )
         self.take_step = around(self.train_step)
         self.progress = Progress()

@@ -193,7 +193,9 @@ def test_a_recipe_takes_two_steps(path: Path, dataset: Dataset) -> None:
     network = build.network(config, train_set.num_classes, world.device)
     before = {name: tensor.clone() for name, tensor in network.named_parameters()}
     precision = Precision("fp32", world.device)
-    train_step = build.train_step(config, network, precision, plan, loader, world)
+    train_step = build.train_step(
+        config, network, precision, plan, train_set.num_classes, loader.steps_per_epoch, world
+    )
     last = config.training.epochs - 1
     for epoch in (last // 2, last):
         with loader.epoch(epoch, 32) as loaded:

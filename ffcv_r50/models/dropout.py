@@ -68,8 +68,12 @@ class Draws:
             positions: of the samples in the global batch.
         """
         self._step.fill_(step)
-        first, end = positions.start, positions.stop
-        self._positions = torch.arange(first, end, device=self._step.device)
+        if len(positions) != len(self._positions):
+            self._positions = torch.zeros(
+                len(positions), dtype=torch.int64, device=self._step.device
+            )
+        # In place: a CUDA graph looks for them where they were when it was recorded.
+        torch.arange(positions.start, positions.stop, out=self._positions)
 
     def keep(self, rows: int, columns: int, probability: float, layer: int) -> Tensor:
         """Draw which elements are kept.

@@ -56,7 +56,8 @@ class Parts:
             name: (self._holder(name), depths[name] if depths else 0) for name in self._trained
         }
         self._parts = list(dict.fromkeys(self._places.values()))
-        self._frozen: set[str] = set()
+        self.frozen: frozenset[str] = frozenset()
+        """The parts that :meth:`train` left frozen last."""
         self._check_times(epochs)
 
     def number(self, name: str) -> int:
@@ -75,9 +76,9 @@ class Parts:
 
     def train(self, epoch: float) -> None:
         """Set the network to training, but for what is frozen at this time."""
-        frozen = {name for name, row in self._multipliers.items() if row.at(epoch) == 0}
-        if frozen != self._frozen:
-            self._frozen = frozen
+        frozen = frozenset(n for n, row in self._multipliers.items() if row.at(epoch) == 0)
+        if frozen != self.frozen:
+            self.frozen = frozen
             for name, parameter in self._trained.items():
                 parameter.requires_grad_(self._holder(name) not in frozen)
         self._network.train()

@@ -166,7 +166,9 @@ def try_rates(
         build.set_up_torch(config, world.device)
         precision = Precision(config.training.precision, world.device)
         network = build.network(config, train_set.num_classes, world.device)
-    train_step = build.train_step(config, network, precision, plan, loader, world)
+    train_step = build.train_step(
+        config, network, precision, plan, train_set.num_classes, loader.steps_per_epoch, world
+    )
     build.start_from_weights(config, train_step.network, console)
     peak = max(config.schedule.lr.points, key=lambda point: point.value).epoch
     values = recipe.values(config, peak)

@@ -22,6 +22,7 @@ from ffcv_r50.optim.clipping import CLIPPINGS
 from ffcv_r50.optim.clipping.none import Unclipped
 from ffcv_r50.registry import Options, Range
 from ffcv_r50.tools import flops, imagenet, recipe_words
+from ffcv_r50.tools.estimate import probe
 from ffcv_r50.tools.estimate.needs import Images
 from ffcv_r50.tools.estimate.page import Asked, estimate
 from ffcv_r50.training.averages import AVERAGES
@@ -35,11 +36,12 @@ WIDTH = 88
 
 USAGE = """\
 usage: python -m ffcv_r50.tools.show_recipe FILE [--world-size N] [--samples N] [--hardware h100x8]
-           [--price P] [--cores N] [--preemptions 2/week] [--section.key=value ...]
+           [--price P] [--cores N] [--preemptions 2/week] [--probe] [--section.key=value ...]
 
 Print what a recipe does, epoch by epoch, without data or GPU: resolution, learning rate, steps,
 floating-point operations and where they go, and how N processes share each step. With --hardware,
-also the hours it takes there, and the cores, disk and memory that it needs.
+also the hours it takes there, and the cores, disk and memory that it needs. With --probe, train some
+steps on this machine's GPU to find the largest training.norm_batch_size that fits into its memory.
 """
 
 Number = Annotated[int, Range(at_least=1, at_most=10**12)]
@@ -52,6 +54,8 @@ class Page(Asked):
     """Processes; null is as many as `hardware` has GPUs, or one."""
     samples: Number | None = None
     """Training images; null stands for those in `data.train_dataset`, or ImageNet's."""
+    probe: bool = False
+    """Find the largest `training.norm_batch_size` that fits into the memory of this machine's GPU."""
 
 
 class Dataset(NamedTuple):
@@ -79,6 +83,8 @@ def show(argv: Sequence[str]) -> None:
         UserError: a fault in the recipe, or processes that cannot share its steps.
     """
     path, options, config = recipe_words.read(argv, Page, USAGE)
+    if options.probe:
+        probe.check_gpu()
     dataset = _dataset(config, options.samples)
     machine = options.machine(options.world_size)
     world_size = machine.gpus if machine else options.world_size or 1
@@ -99,6 +105,8 @@ def show(argv: Sequence[str]) -> None:
             images = Images(trained, dataset.samples, dataset.val_samples or 0, dataset.classes)
             console.print("", estimate(config, images, machine, options), sep="\n")
     reference.print_page("\n".join(line.rstrip() for line in page.get().splitlines()))
+    if options.probe:
+        probe.show(config, dataset.classes, _steps(config, dataset), world_size)
 
 
 def _header(path: Path) -> list[str]:

@@ -50,7 +50,10 @@ class Loss(Protocol):
     """What is minimised; registered in :mod:`ffcv_r50.training.losses`."""
 
     def __call__(self, logits: Tensor, targets: Tensor, step: Step) -> Tensor:
-        """A scalar: the mean over the samples of float32 [n, classes] logits."""
+        """A scalar: the mean over the samples of float32 [n, classes] logits.
+
+        Of the step a loss may use the label smoothing: with ``training.cuda_graphs`` it is given no more.
+        """
         ...
 
 

@@ -1,6 +1,8 @@
 """One optimizer step over the global batch."""
 
 import copy
+import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +17,15 @@ from ffcv_r50.optim.clipping import Clipping
 from ffcv_r50.optim.clipping.none import unclipped
 from ffcv_r50.training.averages import NETWORK
 from ffcv_r50.training.forward import Forward
+from ffcv_r50.training.graphs import Graphs
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
 from ffcv_r50.training.protocols import Average, Batch, Loss, Step, Transform
 from ffcv_r50.training.reduction import StepSums
 from ffcv_r50.training.sam import PLAIN, Sam, uphill
+
+NONE: Any = math.nan
+"""Number and epoch of no step: what a loss computes from them is no number either, which ends the run."""
 
 
 class TrainStep:
@@ -44,6 +50,7 @@ class TrainStep:
         overlapped: sum gradients over the ranks during the last backward pass.
         reduce_bf16: send gradients to the other ranks as bf16, see
             :class:`~ffcv_r50.training.reduction.StepSums`.
+        graphs: record forward and backward passes; None runs them as written.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class TrainStep:
         parts: Parts | None = None,
         overlapped: bool = False,
         reduce_bf16: bool = False,
+        graphs: Graphs | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -88,6 +96,7 @@ class TrainStep:
             bf16=reduce_bf16,
         )
         self.forward = forward
+        self._graphs = graphs
 
     def __call__(self, batches: Iterator[Batch], step: Step, stop: bool = False) -> Tensor:
         """One step over the next ``micro_batches`` batches of every rank.
@@ -163,8 +172,23 @@ class TrainStep:
             step: which one it is.
             last: whether no other batch is added to these sums on this rank.
         """
-        logits = self._logits(batch, step)
-        loss = self._loss(logits, batch.targets, step)
+        self._draws.begin(step.number, batch.positions)
+        if self._graphs is None:
+            return self._passes_of(batch.images, batch.targets, step, last)
+        # What is recorded keeps the numbers of its step, so the loss is given none that change.
+        smoothing = step.values["label_smoothing"]
+        any_step = Step(step.seed, NONE, NONE, {"label_smoothing": smoothing})
+        passes = functools.partial(self._passes_of, step=any_step, last=False)
+        constants = (smoothing, self._parts.frozen)
+        logits = self._graphs(passes, batch.images, batch.targets, constants)
+        if last:
+            self._sums.begin_reduce()
+        return logits
+
+    def _passes_of(self, images: Tensor, targets: Tensor, step: Step, last: bool) -> Tensor:
+        """Forward and backward pass; what a CUDA graph records."""
+        logits = self._logits(images)
+        loss = self._loss(logits, targets, step)
         self._sums.loss += loss.detach()
         self._statistics.add_to(self._sums.statistics)
         if last:
@@ -180,11 +204,10 @@ class TrainStep:
             batch = transform(batch, step)
         return batch
 
-    def _logits(self, batch: Batch, step: Step) -> Tensor:
-        """float32 logits of a transformed micro-batch, in training."""
-        self._draws.begin(step.number, batch.positions)
+    def _logits(self, images: Tensor) -> Tensor:
+        """float32 logits of transformed images, in training."""
         with self.precision.autocast():
-            return self.forward(self.network, batch.images).float()
+            return self.forward(self.network, images).float()
 
     @torch.no_grad()
     def recompute_statistics(
@@ -211,7 +234,9 @@ class TrainStep:
                 if not passes:
                     self._parts.train(step.epoch)
                 for _ in range(self._micro_batches):
-                    self._logits(self._transformed(next(batches), step), step)
+                    batch = self._transformed(next(batches), step)
+                    self._draws.begin(step.number, batch.positions)
+                    self._logits(batch.images)
                     self._statistics.add_to(sums)
                 passes += self._passes
             distributed.all_reduce_sum(sums)

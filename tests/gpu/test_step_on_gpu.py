@@ -17,6 +17,7 @@ from ffcv_r50.errors import FINISHED
 from ffcv_r50.models.batchnorm import GroupBatchNorm
 from ffcv_r50.models.dropout import draw_by_position
 from ffcv_r50.training.forward import CompiledForward, Forward
+from ffcv_r50.training.graphs import WARM_UP, CudaCapture, Graphs
 from ffcv_r50.training.losses.cross_entropy import cross_entropy
 from ffcv_r50.training.outcomes import Outcomes
 from ffcv_r50.training.precision import Precision
@@ -51,6 +52,7 @@ def train_step(
     *,
     overlapped: bool = False,
     reduce_bf16: bool = False,
+    graphs: Graphs | None = None,
 ) -> TrainStep:
     torch.manual_seed(0)
     net = models.build("resnet18", CLASSES, blurpool=True, stochastic_depth=0.1).to(DEVICE)
@@ -69,6 +71,7 @@ def train_step(
         outcomes=Outcomes(SIZE * PARTS, DEVICE, each=True),
         overlapped=overlapped,
         reduce_bf16=reduce_bf16,
+        graphs=graphs,
     )
 
 
@@ -210,20 +213,99 @@ def test_memory_stays_flat_over_epochs() -> None:
     assert reserved[3:] == reserved[3:4] * 7
 
 
-@pytest.mark.parametrize("compile", [0, 1])
+@pytest.mark.parametrize(("compile", "graphs"), [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_a_run_that_was_killed_ends_with_the_same_bits(
-    dataset: Dataset, tmp_path: Path, compile: int
+    dataset: Dataset, tmp_path: Path, compile: int, graphs: int
 ) -> None:
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
-    more = f"--training.compile={compile}"
-    ended = ranks.run(ranks.arguments(dataset, undisturbed, more), undisturbed, ranks=1)
+    more = (f"--training.compile={compile}", f"--training.cuda_graphs={graphs}")
+    ended = ranks.run(ranks.arguments(dataset, undisturbed, *more), undisturbed, ranks=1)
     assert ended.codes == [FINISHED], ended.outputs
-    arguments = ranks.arguments(dataset, broken, more)
+    arguments = ranks.arguments(dataset, broken, *more)
     killed = ranks.run(arguments, broken, ranks=1, hook=ranks.at_step(6, signal.SIGKILL))
     assert killed.codes == [-signal.SIGKILL], killed.outputs
     continued = ranks.run(arguments, broken, ranks=1)
     assert continued.codes == [FINISHED], continued.outputs
     ranks.assert_same_run(undisturbed, broken)
+
+
+# --------------------------------------------------------------------------------------- CUDA graphs
+
+
+def with_graphs(
+    lines: list[str], precision: str = "bf16", forward: Forward | None = None
+) -> TrainStep:
+    return train_step(precision, forward=forward, graphs=Graphs(CudaCapture(DEVICE), lines.append))
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_replayed_passes_are_the_written_ones_to_the_bit(precision: str) -> None:
+    """Accumulated gradients, resolutions that change, an evaluation and a checkpoint in between."""
+    lines: list[str] = []
+    written, replayed = train_step(precision), with_graphs(lines, precision)
+    again = with_graphs([], precision)
+    sides = [64] * 4 + [96] * 4 + [64] * 4
+    for number, px in enumerate(sides):
+        expected = take(written, number, px)
+        assert torch.equal(take(replayed, number, px), expected), number
+        if number >= 6:
+            assert torch.equal(take(again, number, px), expected), "continued"
+        if number == 5:
+            again.load_state_dict(copy.deepcopy(replayed.state_dict()))
+        with torch.inference_mode():
+            found = [
+                step.network.eval()(torch.ones(2, 3, 80, 80, device=DEVICE))
+                for step in (written, replayed)
+            ]
+        assert torch.equal(*found)
+    assert_same(state(written), state(replayed))
+    assert_same(state(written), state(again))
+    assert [line.rpartition(" in ")[0] for line in lines] == [
+        f"recorded a CUDA graph for {SIZE} images of {px} x {px} px" for px in (64, 96, 64)
+    ]
+
+
+def test_compiled_passes_are_recorded() -> None:
+    torch.compiler.reset()
+    lines: list[str] = []
+    ours = with_graphs(lines, "fp32", CompiledForward(DEVICE, lines.append))
+    theirs = train_step("fp32")
+    for number in range(WARM_UP + 3):
+        values, expected = take(ours, number), take(theirs, number)
+        torch.testing.assert_close(values[:3], expected[:3], rtol=1e-2, atol=1e-3)
+    assert [line.partition(" ")[0] for line in lines] == ["compiled", "recorded"]
+
+
+def test_a_replay_does_not_wait_for_the_device() -> None:
+    step = with_graphs([])
+    for number in range(WARM_UP):
+        take(step, number)
+    assert_no_wait(step)
+
+
+def test_memory_stays_flat_where_graphs_are_recorded_anew() -> None:
+    step = with_graphs([])
+    reserved = []
+    for epoch in range(10):
+        for number in range(4):
+            take(step, 4 * epoch + number, (64, 96)[epoch % 2])
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert max(reserved[4:]) <= max(reserved[:4])
+
+
+def test_what_waits_for_the_device_runs_as_written() -> None:
+    def waiting(logits: Tensor, targets: Tensor, step: Step) -> Tensor:
+        loss = cross_entropy(logits, targets, step)
+        return loss * (1.0 if loss.item() > 0 else 2.0)
+
+    lines: list[str] = []
+    ours = train_step(loss=waiting, graphs=Graphs(CudaCapture(DEVICE), lines.append))
+    for number in range(WARM_UP + 2):
+        assert take(ours, number)[:3].isfinite().all()
+    (line,) = lines
+    assert line.startswith("training.cuda_graphs: the passes of this network cannot be recorded (")
 
 
 # ----------------------------------------------------------------------------------- NCCL with one rank

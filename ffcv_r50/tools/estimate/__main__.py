@@ -37,6 +37,7 @@ INTRODUCTION = """\
 prints hours and money by phase, cores and disk that the loader needs, memory for the data, room for
 checkpoints, and what preemptions add. `--hardware` is a GPU of the table below and how many of them, or
 the speeds of your own machine: `python -m benchmarks.train_step --json FILE.json`, `--hardware FILE.json`.
+What fits into a GPU's memory, `--probe` tries on that GPU ([gpu.md](gpu.md#what-fits-into-its-memory)).
 
 This page is the output of `python -m ffcv_r50.tools.estimate`, whose help has the recipes; a test keeps it
 current. Nobody has trained these recipes with this toolkit yet: what is predicted are other people's times.
