@@ -108,6 +108,7 @@ def page(folder: Path) -> gr.Interface:
         gr.Label(label="What the network sees"),
         title=classifier.arch,
         description=f"The likeliest of its {len(classifier.classes):,} classes.",
+        api_name="classify",
         examples=sorted(str(path) for path in folder.glob("examples/*")) or None,
         live=True,
         flagging_mode="never",
