@@ -117,7 +117,7 @@ def test_it_answers_what_predict_answers(
         assert isinstance(said, predict.Prediction)
         answer = classifier.top(app.read(said.image))
         assert list(answer) == [found.classes[number] for number in said.classes]
-        np.testing.assert_allclose(list(answer.values()), said.probabilities, rtol=0, atol=0.005)
+        np.testing.assert_allclose(list(answer.values()), said.probabilities, rtol=0, atol=5e-5)
 
 
 def test_the_network_is_the_runs(app: Any, folder: Path, blurred: Path) -> None:
