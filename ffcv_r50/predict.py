@@ -50,7 +50,7 @@ class Chosen(Options):
     weights: str | None = None
     """Of a run: `network`, or the name of one of its averages; null is what its `weights.pt` is."""
     device: str | None = None
-    """Such as `cpu` or `cuda:1`; null is the first GPU, where there is one."""
+    """Such as `cpu`, `cuda:1` or `mps` (Apple's GPU); null is the first GPU, where there is one."""
 
 
 class Asked(Chosen):
@@ -240,12 +240,18 @@ def device_of(name: str | None) -> torch.device:
         UserError: there is none of this name.
     """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or _usual())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"command line: --device={name}: cannot be used ({reason})") from error
     return device
+
+
+def _usual() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 if __name__ == "__main__":

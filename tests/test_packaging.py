@@ -66,3 +66,11 @@ def test_every_package_is_in_the_wheel() -> None:
         for path in ROOT.glob(f"{top}/**/__init__.py")
     }
     assert found == expected
+
+
+def test_every_other_file_of_a_package_is_in_the_wheel() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    for package, patterns in tool["setuptools"]["package-data"].items():
+        there = {path for path in (ROOT / package).rglob("*.*") if "__pycache__" not in path.parts}
+        code = {path for path in there if path.suffix == ".py"}
+        assert not there - code - {path for p in patterns for path in (ROOT / package).glob(p)}

@@ -190,3 +190,19 @@ def test_faults(run: Path, dataset: Dataset, tmp_path: Path) -> None:
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
     assert "has no weights.pt, the run has not finished" in fault(str(unfinished), image)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "taken"),
+    [(True, False, "cuda"), (False, True, "mps"), (True, True, "cuda"), (False, False, "cpu")],
+)
+def test_the_first_gpu_is_taken(
+    cuda: bool, mps: bool, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    tried: list[torch.device] = []
+    monkeypatch.setattr(torch, "empty", lambda size, device: tried.append(device))
+    assert predict.device_of(None) == torch.device(taken)
+    assert tried == [torch.device(taken)], "whether it works is seen at once"
+    assert predict.device_of("cpu") == CPU

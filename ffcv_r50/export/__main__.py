@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ffcv_r50 import saved
 from ffcv_r50.config import command_line
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.errors import FINISHED, UserError, exit_with
-from ffcv_r50.export import card, described, verify
+from ffcv_r50.export import card, described, space, verify
 from ffcv_r50.export.formats import FORMATS, for_hub, require
 from ffcv_r50.export.of_bytes import OfBytes, Restored
 from ffcv_r50.registry import Options
+from ffcv_r50.saved import Saved
 from ffcv_r50.training.evaluation import how
 
 
@@ -36,7 +38,8 @@ class Asked(Options):
     """What is exported; every other word is a setting."""
 
     to: Literal["safetensors", "torchvision", "onnx", "timm", "torch_export", "hub"]
-    """The format; `hub` is a folder to upload to the Hugging Face hub, with a model card."""
+    """The format; `hub` is a folder to upload to the Hugging Face hub, with a model card, and in it the
+    folder `space`, for a Space: a page to try the network on."""
     output: str
     """The folder for the files; made where it is not there. `-o` is short for it."""
     weights: str | None = None
@@ -45,7 +48,7 @@ class Asked(Options):
     """With `onnx` and `torch_export`: have the exported network take uint8 [n, height, width, 3] and
     normalise it."""
     license: str = "unknown"
-    """With `hub`: what its model card says, by the hub's names, such as `apache-2.0`."""
+    """With `hub`: what its pages say, by the hub's names, such as `apache-2.0`."""
 
 
 def main() -> None:
@@ -69,7 +72,7 @@ def export(argv: Sequence[str]) -> int:
         raise UserError("command line: no run or weights; write RUN before the options")
     hub, folder = asked.to == "hub", Path(asked.output)
     form = FORMATS["timm" if hub else asked.to]
-    require(asked.to, form.packages)
+    require(asked.to, [*form.packages, *(space.FORMAT.packages if hub else [])])
     if asked.normalise and not form.bytes_in:
         raise UserError(
             f"command line: --normalise=1: has no effect with --to={asked.to}; use --to=onnx"
@@ -97,27 +100,43 @@ def export(argv: Sequence[str]) -> int:
             theirs = form.load(temporary)
             if asked.normalise:
                 theirs = Restored(theirs, config.data.statistics)
-            result = verify.verify(config, network, theirs, val_set)
+            exports = {form.runtime: theirs}
+            if hub and (page := _space(found, asked.license, temporary / space.FOLDER)):
+                exports[space.FORMAT.runtime] = page
+            results = verify.verify(config, network, list(exports.values()), val_set)
             if hub:
-                card.write(found, result, asked.license, temporary)
-            written = sorted(path.name for path in temporary.iterdir())
+                card.write(found, results[0], asked.license, temporary)
+            files = (path for path in temporary.rglob("*") if path.is_file())
+            written = sorted(str(path.relative_to(temporary)) for path in files)
             for file in written:
+                (folder / file).parent.mkdir(exist_ok=True)
                 os.replace(temporary / file, folder / file)
     except OSError as error:
         raise UserError(
             f"--output={folder}: cannot be written ({error.strerror or error}); choose another"
         ) from error
-    metrics, validation = result.metrics, config.validation
+    validation = config.validation
     print(f"{config.model.arch} ({found.file}) -> {folder}: {', '.join(written)}")
-    print(
-        f"verified by {form.runtime} {importlib.metadata.version(form.runtime)} on all "
-        f"{metrics.count:,} validation images ({how(validation.resolution, validation.tta)}): logits "
-        f"differ by at most {result.difference:.2g} (allowed {verify.TOLERANCE * result.largest:.2g}), "
-        f"top-1 {metrics.top_1:.3f} % as the network's"
-    )
+    for runtime, (metrics, difference, largest) in zip(exports, results, strict=True):
+        print(
+            f"verified by {runtime} {importlib.metadata.version(runtime)} on all "
+            f"{metrics.count:,} validation images ({how(validation.resolution, validation.tta)}): "
+            f"logits differ by at most {difference:.2g} (allowed {verify.TOLERANCE * largest:.2g}), "
+            f"top-1 {metrics.top_1:.3f} % as the network's"
+        )
     if (logged := saved.logged_top_1(found)) is not None:
         print(f"the run's log says {logged:.3f} %")
     return FINISHED
+
+
+def _space(found: Saved, license_name: str, folder: Path) -> nn.Module | None:
+    """Write the folder for a Space; its network, or None, which is said, where that cannot be ONNX."""
+    try:
+        space.write(found, license_name, folder)
+    except UserError as error:
+        print(f"{space.FOLDER}/ is left out: {error}", file=sys.stderr)
+        return None
+    return space.load(found, folder)
 
 
 if __name__ == "__main__":

@@ -166,17 +166,24 @@ def _write_onnx(saved: Saved, folder: Path) -> None:
     network, images, dynamic = _example(saved)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own deprecations, which no user can change
-        torch.onnx.export(
-            network,
-            images,
-            path,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=(dynamic,),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                network,
+                images,
+                path,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=(dynamic,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"command line: --to=onnx: torch.onnx.export cannot convert "
+                f"{saved.config.model.arch}: {reason}"
+            ) from error
     model = onnx.load(path)
     onnx.helper.set_model_props(model, described.text(described.describe(saved)))
     onnx.save(model, path)

@@ -1,6 +1,6 @@
 """Whether an export computes what the network computes, on the whole validation set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,14 +31,25 @@ class Verified(NamedTuple):
     """Logit."""
 
 
-def verify(config: Config, ours: nn.Module, theirs: nn.Module, val_set: Beton) -> Verified:
-    """Evaluate both in float32 on the CPU, exactly as the run was evaluated.
+def verify(
+    config: Config, ours: nn.Module, exports: Sequence[nn.Module], val_set: Beton
+) -> list[Verified]:
+    """Evaluate a network and what it became, in float32 on the CPU, exactly as the run was evaluated.
+
+    Returns:
+        For each export, in their order.
 
     Raises:
         RunFault: logits differ by more than :data:`TOLERANCE`, or an image is classified otherwise.
     """
     recorder = _Recorder(ours)
     expected = _metrics(config, recorder, val_set)
+    return [_compared(config, recorder, expected, theirs, val_set) for theirs in exports]
+
+
+def _compared(
+    config: Config, recorder: "_Recorder", expected: Metrics, theirs: nn.Module, val_set: Beton
+) -> Verified:
     comparer = _Comparer(theirs, iter(recorder.logits))
     metrics = _metrics(config, comparer, val_set)
     found = Verified(metrics, comparer.difference.item(), recorder.largest)
