@@ -222,7 +222,6 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-
 def network(config: Config, num_classes: int, device: torch.device) -> nn.Module:
     """The network with its initial weights, on the device.
 
