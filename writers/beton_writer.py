@@ -7,19 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ffcv_r50.data import beton
+from writers.fields import LABEL, image_and
 
 PAGE_SIZE = 1 << 23
 """Bytes; FFCV's default. A power of two, at least 2 MiB."""
-
-
-def _image_and_label() -> npt.NDArray[Any]:
-    """The fields as ffcv-imagenet writes them."""
-    fields = np.zeros(2, beton.FIELD)
-    described = ((beton.TYPE_IMAGE, b"image"), (beton.TYPE_INT, b"label"))
-    for field, (type_id, name) in zip(fields, described, strict=True):
-        field["type_id"] = type_id
-        field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-    return fields
 
 
 class BetonWriter:
@@ -55,7 +46,7 @@ class BetonWriter:
         self._file = file
         self.page_size = page_size
         self._after_page = after_page
-        self._fields = _image_and_label() if fields is None else fields
+        self._fields = image_and(LABEL) if fields is None else fields
         self.metadata = np.zeros(capacity, beton.metadata_dtype([*self._fields["type_id"]]))
         """[capacity] a record for each sample."""
         self._table = np.zeros(capacity if num_blocks is None else num_blocks, beton.ALLOCATION)
@@ -65,10 +56,10 @@ class BetonWriter:
         self._page = bytearray()
         self.num_samples = 0
 
-    def add(self, mode: int, height: int, width: int, data: bytes, label: int) -> None:
-        """Append one image, at most a page large."""
+    def add(self, mode: int, height: int, width: int, data: bytes, *ints: int) -> None:
+        """Append one image, at most a page large, with its label and the fields behind it."""
         position = self.add_block(self.num_samples, data)
-        self.metadata[self.num_samples] = ((mode, width, height, position), label)
+        self.metadata[self.num_samples] = ((mode, width, height, position), *ints)
         self.num_samples += 1
 
     def add_block(self, sample: int, data: bytes) -> int:
@@ -86,15 +77,15 @@ class BetonWriter:
         self._note(sample, position, len(data))
         return position
 
-    def restore(self, rows: Iterable[tuple[int, int, int, int, int]]) -> None:
+    def restore(self, rows: Iterable[tuple[int, ...]]) -> None:
         """Go past a page that is in the file already.
 
         Args:
-            rows: mode, height, width, bytes and label of each of its samples.
+            rows: mode, height, width, bytes, label and the fields behind it of each of its samples.
         """
         position = self._page_start
-        for mode, height, width, size, label in rows:
-            self.metadata[self.num_samples] = ((mode, width, height, position), label)
+        for mode, height, width, size, *ints in rows:
+            self.metadata[self.num_samples] = ((mode, width, height, position), *ints)
             self._note(self.num_samples, position, size)
             self.num_samples += 1
             position += size
