@@ -12,6 +12,7 @@ column is the size of an image in the file.
 """
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -139,7 +140,10 @@ def measure(name: str, trees: list[str], workers: int) -> None:
         path = Path(tree).with_suffix(".beton")
         start, cpu = time.monotonic(), sum(os.times()[:4])
         write(tree, str(path))
-        seconds, cpu = time.monotonic() - start, sum(os.times()[:4]) - cpu
+        seconds = time.monotonic() - start
+        for child in multiprocessing.active_children():  # FFCV's writer does not wait for its own
+            child.join()
+        cpu = sum(os.times()[:4]) - cpu
         costs.append(Cost(seconds, cpu, int(Beton(path).sizes.sum())))
         path.unlink()
     print(json.dumps(costs))

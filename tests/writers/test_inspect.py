@@ -108,13 +108,12 @@ def test_other_fields_are_named(
 ) -> None:
     path = tmp_path / "x.beton"
     monkeypatch.setattr(pool, "ordered_map", in_this_process)
-    for more in ({}, {"index_field": True}):
-        writing.write(
-            Writing(data_dir=str(tree), write_path=str(path), on_error="skip", **more), PAGE
-        )
+    for asked in (False, True):
+        cfg = Writing(data_dir=str(tree), write_path=str(path), on_error="skip", index_field=asked)
+        writing.write(cfg, PAGE)
         assert program.main([str(path), "--verify"]) == 0
         line = "  fields   image (RGB image), label (int), index (int)\n"
-        assert (line in capsys.readouterr().out) == bool(more)
+        assert (line in capsys.readouterr().out) == asked
 
 
 def test_many_classes_are_counted_together() -> None:
