@@ -53,7 +53,8 @@ class BetonWriter:
         self._num_blocks = 0
         metadata_end = beton.HEADER.itemsize + self._fields.nbytes + self.metadata.nbytes
         self._page_start = -(-metadata_end // page_size) * page_size
-        self._page = bytearray()
+        self._page: list[bytes] = []
+        self._filled = 0  # bytes of the page
         self.num_samples = 0
 
     def add(self, mode: int, height: int, width: int, data: bytes, *ints: int) -> None:
@@ -70,10 +71,11 @@ class BetonWriter:
         """
         if len(data) > self.page_size:
             raise ValueError(f"{len(data)} bytes do not fit into a page of {self.page_size}")
-        if len(self._page) + len(data) > self.page_size:
+        if self._filled + len(data) > self.page_size:
             self._flush()
-        position = self._page_start + len(self._page)
-        self._page += data
+        position = self._page_start + self._filled
+        self._page.append(data)
+        self._filled += len(data)
         self._note(sample, position, len(data))
         return position
 
@@ -97,9 +99,11 @@ class BetonWriter:
 
     def _flush(self) -> None:
         self._file.seek(self._page_start)
-        self._file.write(self._page.ljust(self.page_size, b"\0"))
+        self._file.writelines(self._page)
+        self._file.write(bytes(self.page_size - self._filled))
         self._page_start += self.page_size
         self._page.clear()
+        self._filled = 0
         self._after_page()
 
     def finish(self) -> int:
