@@ -24,11 +24,11 @@ from typing import Annotated
 from ffcv_r50.config import command_line
 from ffcv_r50.data import samples
 from ffcv_r50.data.beton import Beton, sidecar_path
-from ffcv_r50.errors import UserError, exit_with
+from ffcv_r50.errors import FINISHED, RunFault, UserError, exit_with
 from ffcv_r50.registry import Options, Range
 from writers import merge, writing
 from writers.config import Writing
-from writers.inspect import summary
+from writers.inspect import __main__ as inspect_program
 from writers.sources import SOURCES, Read, SourceOptions
 
 SIDE = 16
@@ -84,9 +84,10 @@ def write(images: int, path: str) -> None:
     writing.write(Writing(dataset="noise", data_dir=str(images), write_path=path, write_mode="raw"))
 
 
-def inspect(path: str) -> None:
-    """The numbers."""
-    summary.show(summary.summary(Beton(path)))
+def inspect(path: str, *options: str) -> None:
+    """The numbers, and what the options ask for."""
+    if inspect_program.main([path, *options]) != FINISHED:
+        raise RunFault(f"{path}: something is wrong with what was just written")
 
 
 def open_file(path: str) -> None:
@@ -127,6 +128,7 @@ def steps_in(folder: Path, images: int) -> Iterator[str]:
         "write": functools.partial(write, images, str(one)),
         "open": functools.partial(open_file, str(one)),
         "inspect": functools.partial(inspect, str(one)),
+        "inspect --verify": functools.partial(inspect, str(one), "--verify"),
         "copy": functools.partial(copy_dataset, one, copy),
         "merge": functools.partial(merge.merge, str(joined), [str(one), str(copy)]),
         "open the joined": functools.partial(open_file, str(joined)),

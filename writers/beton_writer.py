@@ -7,19 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ffcv_r50.data import beton
+from writers.fields import LABEL, image_and
 
 PAGE_SIZE = 1 << 23
 """Bytes; FFCV's default. A power of two, at least 2 MiB."""
-
-
-def _image_and_label() -> npt.NDArray[Any]:
-    """The fields as ffcv-imagenet writes them."""
-    fields = np.zeros(2, beton.FIELD)
-    described = ((beton.TYPE_IMAGE, b"image"), (beton.TYPE_INT, b"label"))
-    for field, (type_id, name) in zip(fields, described, strict=True):
-        field["type_id"] = type_id
-        field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-    return fields
 
 
 class BetonWriter:
@@ -55,20 +46,21 @@ class BetonWriter:
         self._file = file
         self.page_size = page_size
         self._after_page = after_page
-        self._fields = _image_and_label() if fields is None else fields
+        self._fields = image_and(LABEL) if fields is None else fields
         self.metadata = np.zeros(capacity, beton.metadata_dtype([*self._fields["type_id"]]))
         """[capacity] a record for each sample."""
         self._table = np.zeros(capacity if num_blocks is None else num_blocks, beton.ALLOCATION)
         self._num_blocks = 0
         metadata_end = beton.HEADER.itemsize + self._fields.nbytes + self.metadata.nbytes
         self._page_start = -(-metadata_end // page_size) * page_size
-        self._page = bytearray()
+        self._page: list[bytes] = []
+        self._filled = 0  # bytes of the page
         self.num_samples = 0
 
-    def add(self, mode: int, height: int, width: int, data: bytes, label: int) -> None:
-        """Append one image, at most a page large."""
+    def add(self, mode: int, height: int, width: int, data: bytes, *ints: int) -> None:
+        """Append one image, at most a page large, with its label and the fields behind it."""
         position = self.add_block(self.num_samples, data)
-        self.metadata[self.num_samples] = ((mode, width, height, position), label)
+        self.metadata[self.num_samples] = ((mode, width, height, position), *ints)
         self.num_samples += 1
 
     def add_block(self, sample: int, data: bytes) -> int:
@@ -79,22 +71,23 @@ class BetonWriter:
         """
         if len(data) > self.page_size:
             raise ValueError(f"{len(data)} bytes do not fit into a page of {self.page_size}")
-        if len(self._page) + len(data) > self.page_size:
+        if self._filled + len(data) > self.page_size:
             self._flush()
-        position = self._page_start + len(self._page)
-        self._page += data
+        position = self._page_start + self._filled
+        self._page.append(data)
+        self._filled += len(data)
         self._note(sample, position, len(data))
         return position
 
-    def restore(self, rows: Iterable[tuple[int, int, int, int, int]]) -> None:
+    def restore(self, rows: Iterable[tuple[int, ...]]) -> None:
         """Go past a page that is in the file already.
 
         Args:
-            rows: mode, height, width, bytes and label of each of its samples.
+            rows: mode, height, width, bytes, label and the fields behind it of each of its samples.
         """
         position = self._page_start
-        for mode, height, width, size, label in rows:
-            self.metadata[self.num_samples] = ((mode, width, height, position), label)
+        for mode, height, width, size, *ints in rows:
+            self.metadata[self.num_samples] = ((mode, width, height, position), *ints)
             self._note(self.num_samples, position, size)
             self.num_samples += 1
             position += size
@@ -106,9 +99,11 @@ class BetonWriter:
 
     def _flush(self) -> None:
         self._file.seek(self._page_start)
-        self._file.write(self._page.ljust(self.page_size, b"\0"))
+        self._file.writelines(self._page)
+        self._file.write(bytes(self.page_size - self._filled))
         self._page_start += self.page_size
         self._page.clear()
+        self._filled = 0
         self._after_page()
 
     def finish(self) -> int:

@@ -50,6 +50,9 @@ class Writing(Options):
     shuffle: bool = False
     """Store the images in a random order, which follows from `seed` and their names, instead of class
     by class. Training with `data.order=quasi_random` then sees all classes in each step."""
+    index_field: bool = False
+    """Store with each image its place (from 0) in the source's order, before classes, subset and order are
+    chosen, as a third field `index`, an int: in an image folder its place in torchvision's ImageFolder."""
     shard: str | None = None
     """Write a part alone: `3/16` is the third of sixteen, which `python -m writers.merge` joins."""
     on_error: Literal["stop", "skip"] = "stop"

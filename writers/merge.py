@@ -21,8 +21,9 @@ from ffcv_r50.config import command_line
 from ffcv_r50.data import beton, samples
 from ffcv_r50.errors import RunFault, UserError, exit_with
 from ffcv_r50.registry import Options
-from writers import partial, progress, shards
+from writers import fields, partial, progress, shards
 from writers.beton_writer import BetonWriter
+from writers.config import Writing
 from writers.writing import target
 
 _POINTERS = {beton.TYPE_IMAGE: "data_ptr", 3: "ptr", 4: "", 5: "ptr", 6: ""}
@@ -115,14 +116,13 @@ def _opened(path: Path) -> Part:
         raise UserError(
             f"{path}: its header, metadata or table are not what was written; copy or write it again"
         )
-    (header,) = np.fromfile(path, beton.HEADER, 1)
     return Part(
         path,
         dataset.num_samples,
         dataset.page_size,
         dataset.pages,
         (dataset.length - dataset.pages.stop) // beton.ALLOCATION.itemsize,
-        np.fromfile(path, beton.FIELD, int(header["num_fields"]), offset=header.nbytes),
+        fields.of_file(path),
         np.bincount(dataset.labels, minlength=dataset.num_classes),
         sidecar,
         content,
@@ -172,7 +172,11 @@ def in_order(parts: Sequence[Part]) -> list[Part]:
 
 
 def _settings(part: Part) -> dict[str, Any]:
-    return part.sidecar.settings if part.sidecar else {}
+    """The writer's; a setting that came later than a part has its default there."""
+    if part.sidecar is None:
+        return {}
+    known = {name: setting.default for name, setting in Writing.model_fields.items()}
+    return known | part.sidecar.settings
 
 
 def _check_together(path: Path, parts: Sequence[Part]) -> None:
@@ -190,8 +194,8 @@ def _check_together(path: Path, parts: Sequence[Part]) -> None:
             raise UserError(f"{part.path}: is named twice; leave it out once")
         if part.fields.tobytes() != first.fields.tobytes():
             raise UserError(
-                f"{part.path}: has the fields {_described(part)}, {first.path} has "
-                f"{_described(first)}; only files with the same fields can be joined"
+                f"{part.path}: has the fields {fields.described(part.fields)}, {first.path} has "
+                f"{fields.described(first.fields)}; only files with the same fields can be joined"
             )
         if named is None or named.sidecar is None:
             continue
@@ -209,12 +213,6 @@ def _check_together(path: Path, parts: Sequence[Part]) -> None:
     total = sum(part.num_samples for part in parts)
     if total > beton.MAX_SAMPLES:
         raise UserError(f"command line: {total:,} samples are more than a file can hold")
-
-
-def _described(part: Part) -> str:
-    names = (bytes(name).rstrip(b"\0").decode(errors="replace") for name in part.fields["name"])
-    types = part.fields["type_id"]
-    return ", ".join(f"{name} (type {t})" for name, t in zip(names, types, strict=True))
 
 
 def _copy(parts: Sequence[Part], files: partial.Partial, with_names: bool) -> BetonWriter:

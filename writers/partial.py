@@ -33,8 +33,8 @@ class Page(NamedTuple):
 
     images: int
     """Images of the selection that are done with it, stored or left out."""
-    rows: list[tuple[int, int, int, int, int]]
-    """Mode, height, width, bytes and label of each of its samples."""
+    rows: list[tuple[int, ...]]
+    """Mode, height, width, bytes, label and the fields behind it of each of its samples."""
     kept: int
     """Of these, images whose pixels are those of their source."""
     skipped: list[dict[str, str]]

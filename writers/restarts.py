@@ -34,6 +34,8 @@ GROWTH = 3
 _SHORT = 11
 """Bits of a code that are looked up at once: as long as most codes, in little memory."""
 _END_OF_BLOCK = 128  # coefficients that it advances by, more than there are
+_REACH = 15
+"""Most coefficients that all but the last of the codes advance by that are looked up together."""
 
 STANDARD_DC = (
     bytes.fromhex("00010501010101010100000000000000000102030405060708090a0b"),
@@ -67,6 +69,9 @@ class _Tables(NamedTuple):
 
     short: npt.NDArray[np.uint16]
     """[4, 1 << _SHORT] by the next bits; 0 also for a longer code."""
+    many: npt.NDArray[np.uint16]
+    """[4, 1 << _SHORT] likewise, of AC alone; the sums of an entry and those behind it, as far as they
+    are known from so many bits, up to the end of the block and no further than :data:`_REACH`."""
     entries: npt.NDArray[np.uint16]
     """[4, 256] in the order of the codes."""
     limits: npt.NDArray[np.int64]
@@ -115,6 +120,24 @@ def _fill(tables: Any, i: int, spec: Any) -> bool:
             count += 1
         tables.limits[i, length] = limit
     return 16 + count == spec.size
+
+
+@njit
+def _fill_many(tables: Any, i: int) -> None:
+    """Prepare looking up several codes at once, of AC table ``i`` (2 or 3), which is filled."""
+    short = tables.short[i]
+    for bits in range(short.size):
+        entry: Any = np.int64(short[bits])
+        total: Any = entry
+        while entry != 0:
+            length = total & 255
+            if length >= _SHORT or total >> 8 > _REACH:
+                break
+            entry = np.int64(short[(bits << length) & (short.size - 1)])
+            if length + (entry & 255) > _SHORT:
+                break
+            total += entry
+        tables.many[i, bits] = total
 
 
 @njit
@@ -325,14 +348,17 @@ def _recode(
             code, length = _CODES[blocks[b, 3], size]
             to, rest = _put(out, to, rest, code << size | np.uint64(difference), length + size)
 
-            ac = short[blocks[b, 2]]
+            ac = blocks[b, 2]
             start, k, left = at, np.uint64(1), np.int64(0)  # bits of the word
+            lookup = tables.many[ac]
             while k < 64:
+                if k >= 64 - _REACH:  # those behind the next code may belong to another block
+                    lookup = short[ac]
                 if left < 16 + MAX_AC:
                     word, left = _peek(bits, at), np.int64(57)
-                entry = np.uint64(ac[word >> np.uint64(64 - _SHORT)])
+                entry = np.uint64(lookup[word >> np.uint64(64 - _SHORT)])
                 if entry == 0:
-                    entry = np.uint64(_find_long(tables, blocks[b, 2], word))
+                    entry = np.uint64(_find_long(tables, ac, word))
                     if entry == 0:
                         return False
                 length = entry & np.uint64(255)
@@ -380,6 +406,7 @@ def insert(
     nothing = np.empty(0, np.uint8)
     tables = _Tables(
         np.zeros((4, 1 << _SHORT), np.uint16),
+        np.zeros((4, 1 << _SHORT), np.uint16),
         np.zeros((4, 256), np.uint16),
         np.zeros((4, 17), np.int64),
         np.zeros((4, 17), np.int64),
@@ -387,6 +414,8 @@ def insert(
     for i in range(4):
         if not _fill(tables, i, specs[i]):
             return nothing
+    _fill_many(tables, 2)
+    _fill_many(tables, 3)
     old = old if old > 0 else mcus
     bits = np.empty(data.size - begin + PADDING, np.uint8)
     ends = np.empty(-(-mcus // old), np.int64)

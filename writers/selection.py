@@ -113,6 +113,11 @@ def of_classes(whole: Source, file: Path) -> ChosenClasses:
     )
 
 
+def source_index(source: Source, index: int) -> int:
+    """An image's place among all images of its source, with those of classes that are not taken."""
+    return source.indices[index] if isinstance(source, ChosenClasses) else index
+
+
 def draw(seed: int, purpose: str, name: str) -> float:
     """A number in [0, 1) that follows from its arguments alone (keyed BLAKE2b, 53 bits).
 

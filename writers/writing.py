@@ -17,7 +17,7 @@ from PIL import features
 import ffcv_r50
 from ffcv_r50.data import beton, samples
 from ffcv_r50.errors import UserError
-from writers import hashing, images, partial, pool, progress, selection, shards
+from writers import fields, hashing, images, partial, pool, progress, selection, shards
 from writers.beton_writer import PAGE_SIZE, BetonWriter
 from writers.config import Writing
 from writers.sources import Source
@@ -100,18 +100,21 @@ class _Work:
         self.done = 0
         """Images stored or skipped."""
         self.tally = _Tally([0] * len(source.classes))
-        self.writer = BetonWriter(files.data, len(indices), page_size, self._end_page)
+        names = (fields.LABEL, fields.INDEX) if cfg.index_field else (fields.LABEL,)
+        self.writer = BetonWriter(
+            files.data, len(indices), page_size, self._end_page, fields.image_and(*names)
+        )
         self._cfg = cfg
         self._source = source
         self._indices = indices
         self._files = files
         self._names: list[samples.Sample] = []
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._rows: list[tuple[int, ...]] = []
         self._journaled = 0  # of the skipped
         self._kept = 0  # since the page before
         for page in files.pages():
             self.writer.restore(page.rows)
-            for mode, _, _, size, label in page.rows:
+            for mode, _, _, size, label, *_ in page.rows:
                 self.tally.add(label, mode, size)
             self.tally.skipped += page.skipped
             self.tally.kept += page.kept
@@ -151,11 +154,14 @@ class _Work:
 
     def _add(self, i: int, hashed: hashing.Hashed, image: images.Encoded) -> None:
         label, size = self._source.labels[i], len(image.data)
-        self.writer.add(image.mode, image.height, image.width, image.data, label)
+        ints = [label]
+        if self._cfg.index_field:
+            ints.append(selection.source_index(self._source, i))
+        self.writer.add(image.mode, image.height, image.width, image.data, *ints)
         self.tally.add(label, image.mode, size)
         self.tally.kept += image.kept
         self._kept += image.kept
-        self._rows.append((image.mode, image.height, image.width, size, label))
+        self._rows.append((image.mode, image.height, image.width, size, *ints))
         self._names.append(
             samples.Sample(_text(self._source.names[i]), hashed.source, hashed.stored)
         )

@@ -17,7 +17,7 @@ def build(path: Path, blobs: list[bytes], capacity: int) -> int:
     with open(path, "wb") as file:
         writer = BetonWriter(file, capacity, PAGE)
         for i, blob in enumerate(blobs):
-            writer.add(beton.MODE_RAW, len(blob) // 3 // 60, 60, blob, label=i % 7)
+            writer.add(beton.MODE_RAW, len(blob) // 3 // 60, 60, blob, i % 7)
         return writer.finish()
 
 

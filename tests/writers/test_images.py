@@ -249,6 +249,11 @@ def test_shrinking_is_area_averaging(
     assert np.abs(ours.astype(int) - stock).max() <= 1  # float32 sums and another rounding
 
 
+def test_sums_of_very_tall_images_do_not_overflow() -> None:
+    white = np.full((8_500_000, 1, 3), 255, np.uint8)
+    assert area.shrink(white, 2, 1).tolist() == [[[255] * 3]] * 2
+
+
 # ----------------------------------------------------------------------------------------- encoding
 
 

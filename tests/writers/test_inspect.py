@@ -103,6 +103,19 @@ def test_the_summary_is_that_of_a_loop(
     assert "4 (bee) to 13 (cat) samples, median 9" in lines[-4]
 
 
+def test_other_fields_are_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.beton"
+    monkeypatch.setattr(pool, "ordered_map", in_this_process)
+    for asked in (False, True):
+        cfg = Writing(data_dir=str(tree), write_path=str(path), on_error="skip", index_field=asked)
+        writing.write(cfg, PAGE)
+        assert program.main([str(path), "--verify"]) == 0
+        line = "  fields   image (RGB image), label (int), index (int)\n"
+        assert (line in capsys.readouterr().out) == asked
+
+
 def test_many_classes_are_counted_together() -> None:
     rng = np.random.default_rng(0)
     for counts in (np.arange(1000), rng.integers(3, 17, 40), np.full(500, 7)):

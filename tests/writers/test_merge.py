@@ -66,12 +66,12 @@ def files(path: Path) -> list[bytes]:
     return [p.read_bytes() for p in (path, beton.sidecar_path(path), samples.path_beside(path))]
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("more", [{}, {"shuffle": True}, {"shuffle": True, "index_field": True}])
 def test_sixteen_parts_are_one_write(
-    shuffle: bool, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = files(write("x.beton", shuffle=shuffle))
-    parts = [write(f"{i}.beton", shuffle=shuffle, shard=f"{i}/16") for i in range(1, 17)]
+    whole = files(write("x.beton", **more))
+    parts = [write(f"{i}.beton", **more, shard=f"{i}/16") for i in range(1, 17)]
     counts = [beton.Beton(part).num_samples for part in parts]
     assert sum(counts) == IMAGES - 3
     assert set(counts) <= {3, 4, 5, 6}
@@ -81,6 +81,16 @@ def test_sixteen_parts_are_one_write(
     assert files(tmp_path / "x.beton") == whole
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'x.beton'}: 81 samples of 16")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_part_of_a_version_without_the_setting(write: Write, tmp_path: Path) -> None:
+    parts = [write(f"{i}.beton", shard=f"{i}/2") for i in (1, 2)]
+    sidecar = beton.sidecar_path(parts[1])
+    content = json.loads(sidecar.read_bytes())
+    del content["settings"]["index_field"]
+    sidecar.write_text(json.dumps(content))
+    merge.main([str(tmp_path / "x.beton"), *map(str, parts)])
+    assert beton.Beton(tmp_path / "x.beton").num_samples == IMAGES - 3
 
 
 def test_the_order_mixes_classes(write: Write) -> None:
@@ -198,6 +208,15 @@ def test_fields_of_other_people(tmp_path: Path) -> None:
         (["whole", "whole"], "whole.beton: is named twice"),
         (["whole", "two"], "two.beton: has other class names than .*whole.beton"),
         (["whole", "gone"], "gone.beton: cannot be read"),
+        (
+            ["whole", "index"],
+            r"index.beton: has the fields image \(RGB image\), label \(int\), index \(int\), .*whole.beton "
+            r"has image \(RGB image\), label \(int\); only files with the same fields can be joined",
+        ),
+        (
+            ["1of3", "2of3", "index3"],
+            "index3.beton: was written with index_field=True, .* with False",
+        ),
         (["whole", "x"], "output: .*x.beton is one of the files to join"),
         ([], "command line: write: python -m writers.merge OUT IN"),
         (["whole", "--force"], "command line: --force: "),
@@ -216,6 +235,8 @@ def test_what_does_not_belong_together_is_refused(
         "again": {"shard": "1/3"},
         "seed": {"shard": "3/3", "seed": 1},
         "two": {"data_dir": str(two)},
+        "index": {"index_field": True},
+        "index3": {"shard": "3/3", "index_field": True},
     }
     for name in inputs:
         if "of" in name:

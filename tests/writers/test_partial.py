@@ -178,6 +178,17 @@ def interrupt(tree: Path, path: Path, monkeypatch: pytest.MonkeyPatch, **more: A
             writing.write(settings(tree, path, chunk_size=1, **more), PAGE)
 
 
+def test_an_index_is_continued(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.beton"
+    cfg = settings(tree, path, shuffle=True, index_field=True)
+    writing.write(cfg, PAGE)
+    undisturbed = files(path)
+    interrupt(tree, path, monkeypatch, shuffle=True, index_field=True)
+    assert b'"rows"' in (tmp_path / ".x.beton.journal").read_bytes()
+    writing.write(cfg, PAGE)
+    assert files(path) == undisturbed
+
+
 @pytest.mark.parametrize(
     "change", ["settings", "images", "library", "page size", "a file is gone", "no change"]
 )

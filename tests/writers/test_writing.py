@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ffcv.reader
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -134,6 +135,47 @@ def test_stock_ffcv_loads_the_same_pixels(write: Write) -> None:
         # Stock decodes with the fast IDCT: a few units off for JPEGs, exact for raw pixels.
         limit = 0 if dataset.modes[i] == beton.MODE_RAW else 6
         assert np.abs(batch[0][i].astype(int) - pixels(dataset, i)).max() <= limit
+
+
+def test_the_index_is_a_field_if_asked(write: Write, tree: Path, tmp_path: Path) -> None:
+    """Read by FFCV; of shuffled images of some classes, one of them left out, it is ImageFolder's."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tree, damaged)
+    (damaged / "cat" / "05.png").write_bytes(b"")
+    (tmp_path / "classes.txt").write_text("cat\nbee\n")
+    settings: dict[str, Any] = {
+        "data_dir": str(damaged),
+        "classes": str(tmp_path / "classes.txt"),
+        "shuffle": True,
+        "on_error": "skip",
+        "write_mode": "raw",
+    }
+    dataset = write(**settings, index_field=True)
+    loader = Loader(
+        str(dataset.path),
+        batch_size=19,
+        num_workers=1,
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={
+            "image": [SimpleRGBImageDecoder()],
+            "label": [IntDecoder()],
+            "index": [IntDecoder()],
+        },
+    )
+    ((loaded, labels, index),) = iter(loader)
+    assert labels.ravel().tolist() == dataset.labels.tolist()
+    reference = ImageFolder(str(tree))
+    for i, at in enumerate(index.ravel().tolist()):
+        image, label = reference[at]
+        assert CLASSES[label] == ("cat", "bee")[dataset.labels[i]]
+        np.testing.assert_array_equal(loaded[i], np.asarray(image))
+        np.testing.assert_array_equal(pixels(dataset, i), np.asarray(image))
+    assert index.ravel().tolist() != sorted(index.ravel().tolist())
+    # But for it, the file is that of a writer who was not asked.
+    plain = write(**settings)
+    assert [plain.read(i) for i in range(19)] == [dataset.read(i) for i in range(19)]
+    assert ffcv.reader.Reader(str(plain.path)).field_names == ["image", "label"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from ffcv_r50.data import jpeg
 from ffcv_r50.data.beton import MODE_JPEG, Beton
 from ffcv_r50.errors import one_line
+from writers import fields
 
 LOOKED_AT = 1000
 """JPEGs, evenly spaced, whose headers are read."""
@@ -17,6 +18,9 @@ BINS = 10
 """Of sizes of classes."""
 BAR = 40
 """Characters of the longest bar."""
+
+
+_USUAL = fields.described(fields.image_and(fields.LABEL))
 
 
 class Summary(NamedTuple):
@@ -34,6 +38,8 @@ class Summary(NamedTuple):
     raw: int
     jpeg_bytes: int
     raw_bytes: int
+    fields: str
+    """Names and types of a sample's fields."""
     median: tuple[float, float]
     """Of the widths, and of the heights."""
     largest: tuple[int, int]
@@ -62,6 +68,7 @@ def summary(dataset: Beton) -> Summary:
         raw=dataset.num_samples - len(jpegs),
         jpeg_bytes=int(dataset.sizes[is_jpeg].sum()),
         raw_bytes=int(dataset.sizes[~is_jpeg].sum()),
+        fields=fields.described(fields.of_file(dataset.path)),
         median=(float(np.median(dataset.widths)), float(np.median(dataset.heights))),
         largest=(int(dataset.widths[largest]), int(dataset.heights[largest])),
         tiled=sum(_is_tiled(dataset.read(int(i))) for i in looked_at),
@@ -88,6 +95,8 @@ def show(s: Summary) -> None:
             f"median {s.median[0]:g} x {s.median[1]:g}, largest {s.largest[0]} x {s.largest[1]}",
         ),
     ]
+    if s.fields != _USUAL:
+        rows.append(("fields", one_line(s.fields)))
     if s.jpeg:
         tiled = f"{s.tiled / s.looked_at:.1%} of {s.looked_at:,} looked at are tiled"
         rows.append(
