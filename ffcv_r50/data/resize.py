@@ -213,7 +213,6 @@ def _columns(unrolled: int) -> Callable[..., None]:
     """A compiled function that makes one output row from a line; see :func:`_pixel`."""
     pixel = _pixel(unrolled)
 
-    @njit
     def sum_columns(line: Any, taps: Taps, flip: bool, out: Any) -> None:
         step = 4 * taps.channels
         count = taps.firsts.size
@@ -223,7 +222,10 @@ def _columns(unrolled: int) -> Callable[..., None]:
             at = source + (taps.firsts[x] - taps.origin) * step
             pixel(at, step, w + 4 * taps.stride * x, taps.most, target + 3 * to)
 
-    return sum_columns
+    # numba tells compiled functions apart by name, types and a count in the process that compiled them. In
+    # a process that takes code from several others, by way of the disk, equal ones would be the same.
+    sum_columns.__qualname__ += f"_{unrolled}"
+    return njit(sum_columns)
 
 
 _columns_any = _columns(0)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
+from ffcv_r50.data import resize as module
 from ffcv_r50.data.decode import Scratch, Stored
 from ffcv_r50.data.resize import Bitmap, Box, max_taps, resize, triangle_weights
 
@@ -122,3 +123,9 @@ def test_weights_sum_to_one_and_stay_in_the_window() -> None:
         rows = weights.reshape(count, stride)
         np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
         assert not rows[np.arange(stride) >= taps[:, None]].any()
+
+
+def test_each_number_of_taps_has_a_name_of_its_own() -> None:
+    """numba took one for another where a process had one from the disk and compiled the other."""
+    unrolled = [getattr(module, f"_columns_{taps}") for taps in (2, 3, 4, 5, 6, 7, 8, "any")]
+    assert len({function.py_func.__qualname__ for function in unrolled}) == len(unrolled)
