@@ -188,6 +188,7 @@ def test_the_camera(opened: Opened) -> None:
 def test_the_report_is_a_click_away(opened: Opened) -> None:
     with opened.page.context.expect_page() as other:
         opened.page.get_by_role("link", name="Training report").click()
+    other.value.wait_for_load_state()
     assert other.value.title() == "The report"
     assert other.value.evaluate("window.ran") == 1
     assert other.value.evaluate("origin") == "null", "apart from the page"

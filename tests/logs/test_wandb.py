@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def killed(folder: Path, steps: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def wait_for_service_of(pid: int | None) -> None:
+    """W&B's own process writes what it has of a run whose process is gone, and then ends."""
+    parent, deadline = f"--pid\0{pid}\0".encode(), time.monotonic() + 60
+    while any(parent in command_line(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        assert time.monotonic() < deadline, "W&B's process does not end"
+        time.sleep(0.1)  # it is no child, whose end could be waited for
+
+
+def command_line(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.slow
 def test_killed_and_continued_it_is_one_run_with_each_row_once(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("training: {epochs: 3}\n")
@@ -69,6 +85,7 @@ def test_killed_and_continued_it_is_one_run_with_each_row_once(tmp_path: Path) -
     start.start()
     start.join(60)
     assert start.exitcode == -signal.SIGKILL
+    wait_for_service_of(start.pid)
     before, _ = history(tmp_path)
     assert 0 < len(before) < steps
     sink = OPTIONS.build(tmp_path)

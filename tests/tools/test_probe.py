@@ -28,11 +28,6 @@ validation: {resolution: 40, batch_size: 7, tta: flip}
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread: None) -> None:
-    pass
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"

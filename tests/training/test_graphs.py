@@ -47,11 +47,6 @@ SIDES = (16, 24)
 """Of the images of each epoch; the network takes both."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread: None) -> None:
-    pass
-
-
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
