@@ -183,8 +183,7 @@ def check_sizes(config: Config, num_classes: int) -> None:
         UserError: it does not, or there is no such network.
     """
     asked = {"num_classes": num_classes, **config.model.network}
-    for side in {recipe.resolution(config, epoch) for epoch in range(config.training.epochs)}:
-        seen = recipe.seen_size(config, side)
+    for seen in recipe.seen_sizes(config).values():
         sizes.check(**asked, batch_size=config.norm_batch_size, resolution=seen, training=True)
     sizes.check(**asked, batch_size=1, resolution=config.validation.resolution, training=False)
 

@@ -66,6 +66,12 @@ def seen_size(config: Config, side: int) -> tuple[int, int]:
     return size
 
 
+def seen_sizes(config: Config) -> dict[int, tuple[int, int]]:
+    """What :func:`seen_size` says of each side that a run decodes at."""
+    sides = (resolution(config, epoch) for epoch in range(config.training.epochs))
+    return {side: seen_size(config, side) for side in sides}
+
+
 def evaluates_averages(config: Config, epoch: int) -> bool:
     """Whether the averages are evaluated after an epoch, beside the network."""
     done = epoch + 1

@@ -3,7 +3,7 @@
 import os
 
 # Before torch is imported: several workers share the cores, and threads that wait for each other spin.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
 from collections.abc import Callable, Sequence

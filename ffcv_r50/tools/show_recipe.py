@@ -233,7 +233,7 @@ def _chosen(config: Config) -> dict[str, str]:
         )
         smaller = [
             f"{height} x {width} of {side} px"
-            for side, (height, width) in _seen(config).items()
+            for side, (height, width) in recipe.seen_sizes(config).items()
             if (height, width) != (side, side)
         ]
         if smaller:
@@ -317,7 +317,7 @@ def _parts(config: Config, dataset: Dataset) -> Table:
     images = _steps(config, dataset) * config.training.batch_size
     rows: list[tuple[str, int, dict[str, int]]] = []
     sizes = [recipe.resolution(config, epoch) for epoch in range(epochs)]
-    for size, pixels in _seen(config).items():
+    for size, pixels in recipe.seen_sizes(config).items():
         cost = flops.count(config.model, dataset.classes, pixels, training=True)
         rows.append((f"training\nat {size} px", images * sizes.count(size), cost))
     if dataset.val_samples is not None:
@@ -358,14 +358,8 @@ def _training_costs(config: Config, dataset: Dataset) -> dict[int, int]:
     """Operations of a training image by resolution."""
     return {
         side: sum(flops.count(config.model, dataset.classes, seen, training=True).values())
-        for side, seen in _seen(config).items()
+        for side, seen in recipe.seen_sizes(config).items()
     }
-
-
-def _seen(config: Config) -> dict[int, tuple[int, int]]:
-    """Height and width that the network sees, by resolution."""
-    sides = (recipe.resolution(config, epoch) for epoch in range(config.training.epochs))
-    return {side: recipe.seen_size(config, side) for side in sides}
 
 
 def _unit(operations: float) -> tuple[float, str]:

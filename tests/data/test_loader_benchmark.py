@@ -30,23 +30,17 @@ KEYS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(
-    600
-)  # FFCV compiles its pipelines at every start, and a busy machine takes minutes
-def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) -> None:
-    """On a few images; that our loader reads a file of stock FFCV's writer is part of it."""
-    for i in range(6):
-        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
+def measured(folder: Path, images: list[Image.Image], *arguments: str) -> tuple[Any, str]:
+    """The rows that the benchmark writes of a few images, and what it prints."""
+    for i, image in enumerate(images):
+        path = folder / "images" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make_image(60, 80, i)).save(path)
+        image.save(path)
     done = subprocess.run(
         [
-            sys.executable,
-            REPOSITORY / "benchmarks" / "loader.py",
-            *("--images", tmp_path / "images", "--resolution", "32", "--workers", "1"),
-            *("--rounds", "2", "--images-per-round", "64", "--batch-size", "16"),
-            *("--json", tmp_path / "rows.json", "--chart", tmp_path / "chart.png"),
+            *(sys.executable, REPOSITORY / "benchmarks" / "loader.py"),
+            *("--images", folder / "images", "--resolution", "32", "--workers", "1"),
+            *("--batch-size", "16", "--json", folder / "rows.json", *arguments),
         ],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -55,7 +49,18 @@ def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) ->
         timeout=580,
     )
     assert done.returncode == 0, done.stdout
-    rows = json.loads((tmp_path / "rows.json").read_text())
+    return json.loads((folder / "rows.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+# FFCV compiles its pipelines at every start, and a busy machine takes minutes
+@pytest.mark.timeout(600)
+def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) -> None:
+    """On a few images; that our loader reads a file of stock FFCV's writer is part of it."""
+    images = [Image.fromarray(make_image(60, 80, i)) for i in range(6)]
+    rows, printed = measured(
+        tmp_path, images, "--rounds=2", "--images-per-round=64", f"--chart={tmp_path}/chart.png"
+    )
     loaders = {row["loader"] for row in rows} - {"dali"}
     assert loaders == {"stock_ffcv", "ours_stock_file", "ours_tiled_file", "torchvision"}
     for row in rows:
@@ -64,30 +69,15 @@ def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) ->
         assert 0 < row["images_per_second"] <= row["images_per_second_max"]
     assert {row["resolution"] for row in rows} == {32}
     assert (tmp_path / "chart.png").stat().st_size > 1000
-    assert "| 32 | ours_tiled_file |" in done.stdout
+    assert "| 32 | ours_tiled_file |" in printed
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_an_augmentation_costs(tmp_path: Path, make_image: Callable[..., Any]) -> None:
-    for i in range(4):
-        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make_image(60, 80, i)).save(path)
-    done = subprocess.run(
-        [
-            *(sys.executable, REPOSITORY / "benchmarks" / "loader.py"),
-            *("--images", tmp_path / "images", "--resolution", "32", "--workers", "1"),
-            *("--rounds", "1", "--images-per-round", "32", "--batch-size", "16"),
-            *("--augment", "randaugment", "--json", tmp_path / "rows.json"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout
-    rows = json.loads((tmp_path / "rows.json").read_text())
+    images = [Image.fromarray(make_image(60, 80, i)) for i in range(4)]
+    more = ("--rounds=1", "--images-per-round=32", "--augment=randaugment")
+    rows, _ = measured(tmp_path, images, *more)
     assert [row["loader"] for row in rows] == [
         "torchvision_augmented",
         "ours_tiled_file",

@@ -58,8 +58,7 @@ def test_a_machine_joins_and_another_is_lost(dataset: Dataset, tmp_path: Path) -
     command += ranks.arguments(dataset, elastic, "--dist.timeout_seconds=20")
 
     def join(machine: str) -> "subprocess.Popen[bytes]":
-        environment = {"MACHINE": machine, "OMP_NUM_THREADS": "1"}
-        environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        environment = {"MACHINE": machine, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with open(tmp_path / f"{machine}.log", "wb") as output:
             return subprocess.Popen(
                 command, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT

@@ -91,8 +91,7 @@ def torchrun(send: signal.Signals, arguments: list[str], folder: Path) -> tuple[
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", "--max-restarts=1", str(script)]
     command += [*arguments, "--dist.timeout_seconds=10"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     return result.returncode, result.stdout + result.stderr
 
 

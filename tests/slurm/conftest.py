@@ -78,7 +78,7 @@ class Cluster:
     """The SLURM clients, pointed at the test cluster, and a checkout with FAULTS in its trainer."""
 
     def __init__(self, conf: str, checkout: Path, dataset: Dataset, folder: Path) -> None:
-        self.environment = os.environ | {"SLURM_CONF": conf, "OMP_NUM_THREADS": "1"}
+        self.environment = os.environ | {"SLURM_CONF": conf}
         self.environment["HELD"] = str(folder / "held")
         self.held = folder / "held"
         self.held.mkdir()

@@ -4,7 +4,6 @@ Every run is compared with the same one on a single process that nothing disturb
 be the same bits, and the log must hold each epoch once.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ def alone(dataset: Dataset, folder: Path, *more: str) -> Path:
     subprocess.run(
         [sys.executable, "train_imagenet.py", *dataset.arguments(folder), *settings, *more],
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
     )

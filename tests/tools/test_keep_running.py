@@ -45,7 +45,6 @@ def kept(folder: Path, command: list[str], *options: str) -> Iterator["subproces
     program = [sys.executable, "-m", "ffcv_r50.tools.keep_running", "run", *options, "--"]
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
         # A proxy must not be asked for the metadata service.
         "http_proxy": "http://127.0.0.1:9",
     }
