@@ -38,9 +38,9 @@ def measured(folder: Path, images: list[Image.Image], *arguments: str) -> tuple[
         image.save(path)
     done = subprocess.run(
         [
-            *(sys.executable, REPOSITORY / "benchmarks" / "loader.py"),
-            *("--images", folder / "images", "--resolution", "32", "--workers", "1"),
-            *("--batch-size", "16", "--json", folder / "rows.json", *arguments),
+            *(sys.executable, str(REPOSITORY / "benchmarks" / "loader.py")),
+            *("--images", str(folder / "images"), "--resolution=32", "--workers=1"),
+            *("--batch-size=16", f"--json={folder}/rows.json", *arguments),
         ],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
