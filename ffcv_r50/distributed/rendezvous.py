@@ -17,6 +17,7 @@ import uuid
 
 from torch.distributed import (  # type: ignore[attr-defined]
     DistError,
+    DistNetworkError,
     PrefixStore,
     Store,
     TCPStore,
@@ -47,28 +48,38 @@ def create_store(info: RankInfo, timeout_seconds: float) -> Store:
     """
     address, port = endpoint(info)
     deadline = time.monotonic() + timeout_seconds
-    try:
-        store = TCPStore(
-            address,
-            port,
-            is_master=info.rank == 0 and not _agent_serves(),
-            multi_tenant=True,
-            wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=timeout_seconds),
-        )
-        prefix = _gather(store, info.size, deadline) if info.rank == 0 else _join(store, info.rank)
-    except DistError as error:
-        reason = str(error).partition("\n")[0]
-    except TimeoutError as error:
-        reason = str(error)
-    else:
-        return PrefixStore(prefix, store)
+    while True:
+        try:
+            return _meet(info, deadline)
+        except DistError as error:
+            # A program that forms a second group may still have found the first one's store, which
+            # rank 0 was about to close.
+            lost = info.rank > 0 and isinstance(error, DistNetworkError)
+            if not lost or time.monotonic() + POLL_SECONDS > deadline:
+                reason = str(error).partition("\n")[0]
+                break
+            time.sleep(POLL_SECONDS)
+        except TimeoutError as error:
+            reason = str(error)
+            break
     if _agent_serves() and info.size > info.local_size:
         reason += "; if torchrun has restarted, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it"
     raise RunFault(
         f"rank {info.rank} of {info.size} on {socket.gethostname()}: the rendezvous at "
         f"{address}:{port} failed within dist.timeout_seconds={timeout_seconds:g} ({reason})"
     )
+
+
+def _meet(info: RankInfo, deadline: float) -> Store:
+    store = TCPStore(
+        *endpoint(info),
+        is_master=info.rank == 0 and not _agent_serves(),
+        multi_tenant=True,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=max(deadline - time.monotonic(), POLL_SECONDS)),
+    )
+    prefix = _gather(store, info.size, deadline) if info.rank == 0 else _join(store, info.rank)
+    return PrefixStore(prefix, store)
 
 
 def _agent_serves() -> bool:

@@ -78,6 +78,23 @@ def test_without_an_agent_rank_0_serves(monkeypatch: pytest.MonkeyPatch) -> None
     assert start(infos, "x") == ["x", "x"]
 
 
+def test_a_rank_that_found_the_store_of_an_earlier_group_finds_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a program that forms two groups: rank 1 is early, rank 0 has yet to leave the first."""
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    earlier = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    method = f"tcp://127.0.0.1:{earlier.port}"
+    first, second = (info._replace(init_method=method) for info in ranks(2))
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(rendezvous.create_store, second, 20)
+        assert earlier.get("token/1")  # it has joined
+        del earlier
+        served = rendezvous.create_store(first, 20)
+        served.set("key", "found")
+        assert joined.result().get("key") == b"found"
+
+
 def test_a_store_that_may_be_an_earlier_ones_is_named_as_the_cause(
     agent: TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
