@@ -32,7 +32,7 @@ from ffcv_r50.files import atomic_write
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.run.run_folder import read_status
+from ffcv_r50.run.status import read_status
 from ffcv_r50.training.averages import AVERAGES
 
 METHODS = Path(__file__).with_suffix(".yaml")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ffcv_r50 import build, distributed, eval_only, recipe, report
+from ffcv_r50 import build, distributed, eval_only, recipe
 from ffcv_r50.config.settings import Config
 from ffcv_r50.distributed.preemption import StopSignal, StopVote
 from ffcv_r50.distributed.watchdog import Watchdog
@@ -16,6 +16,7 @@ from ffcv_r50.logs.console import Console, epoch_line, finished
 from ffcv_r50.logs.metrics import Metrics
 from ffcv_r50.logs.row import EpochRow
 from ffcv_r50.recorder import Recorder
+from ffcv_r50.report import page
 from ffcv_r50.run import checkpoint, compatibility
 from ffcv_r50.run.progress import Progress, SaveSchedule, TimedIterator
 from ffcv_r50.training.averages import NETWORK
@@ -149,7 +150,7 @@ class Run:
                     continue
                 self._evaluate_epoch()
             self._finish()
-        report.at_the_end(self.config.logging.folder, self.console)
+        page.at_the_end(self.config.logging.folder, self.console)
         return FINISHED
 
     def _introduce(self) -> None:

@@ -40,7 +40,7 @@ from ffcv_r50.errors import (  # noqa: E402
     printable,
 )
 from ffcv_r50.registry import Options, Range  # noqa: E402
-from ffcv_r50.run.run_folder import read_status  # noqa: E402
+from ffcv_r50.run.status import read_status  # noqa: E402
 
 CODE = ("train_imagenet.py", "ffcv_r50", "slurm/supervise.py")
 """What a job needs of the checkout."""

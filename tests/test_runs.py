@@ -153,3 +153,10 @@ def test_on_a_terminal_it_follows_until_it_is_interrupted(tmp_path: Path) -> Non
     finally:
         process.kill()
         os.close(screen)
+
+
+def test_it_starts_without_torch() -> None:
+    """Which alone would take it two seconds."""
+    code = "import sys, ffcv_r50.runs; print({'torch', 'numba', 'torchvision'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr

@@ -21,7 +21,7 @@ from ffcv_r50.files import check_archive, read_json, regular_file
 from ffcv_r50.logs import jsonl
 from ffcv_r50.report import sets
 from ffcv_r50.report.numbers import Bools, Floats, Ints, share
-from ffcv_r50.run.run_folder import read_status
+from ffcv_r50.run.status import read_status
 from ffcv_r50.training.averages import AVERAGES, NETWORK
 
 RECIPES = Path(__file__).resolve().parents[2] / "rcp"

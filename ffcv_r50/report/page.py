@@ -11,7 +11,8 @@ from markupsafe import Markup
 import ffcv_r50
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import atomic_write
-from ffcv_r50.report import batches, course, samples, sets
+from ffcv_r50.logs.console import Console
+from ffcv_r50.report import batches, course, folder, samples, sets
 from ffcv_r50.report.folder import Run
 from ffcv_r50.report.head import head
 from ffcv_r50.report.provenance import provenance
@@ -103,3 +104,22 @@ def write(run: Run, output: Path, price: float | None = None) -> None:
         UserError: it cannot be written.
     """
     save(output, render(run, price).encode("utf-8", "replace"))  # paths may be any bytes
+
+
+def at_the_end(path: str, console: Console) -> None:
+    """Write the page of a run that has just finished, on rank 0; the run is no less finished without.
+
+    Args:
+        path: of the run's folder.
+        console: is told where the page cannot be made; the silent one of other ranks writes none.
+    """
+    if not console.enabled:
+        return
+    run = Path(path)
+    try:
+        write(folder.read(run), run / NAME)
+    except Exception as error:  # whatever it is, nobody's training failed by it
+        reason = " ".join(str(error).split()) or type(error).__name__
+        console.warn(
+            f"no report was written: {reason}; python -m ffcv_r50.report {run} tries again"
+        )

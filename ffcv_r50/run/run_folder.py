@@ -31,12 +31,11 @@ import torch
 
 from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
-from ffcv_r50.files import atomic_write, read_json, read_record, read_settings, regular_file
+from ffcv_r50.files import atomic_write, read_json, read_record, read_settings
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import compatibility, versions
+from ffcv_r50.run.status import LOCK, STATUS
 
-STATUS = "status.json"
-LOCK = "lock"
 LOCK_SECONDS = 5.0
 RESULTS = (
     "log.*",
@@ -54,7 +53,6 @@ RESULTS = (
 FOLDERS = ("checkpoints", "ledger", "sinks", "tensorboard", "wandb")
 CHANGED = (LOCK, "log.jsonl", "steps.jsonl", "checkpoints")
 """What is not replaced as a whole: being allowed to write the folder is not enough."""
-STATUS_KINDS: dict[str, Any] = {"state": str, "reason": str, "exit_code": int}
 
 
 class RunFolder:
@@ -278,33 +276,6 @@ class RunFolder:
             path.rename(aside / path.name)
         self.checkpoints.mkdir(exist_ok=True)
         return aside
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """What a run folder's status says, to somebody who does not hold the folder.
-
-    A process that was killed could not say so: a state ``running`` that nobody holds is ``lost``.
-    """
-    record = read_record(path / STATUS)
-    status = {k: v for k, v in record.items() if isinstance(v, STATUS_KINDS.get(k, object))}
-    if status.get("state") == "running" and not _held(path / LOCK):
-        status |= {"state": "lost", "reason": "its processes ended without a word"}
-    return status
-
-
-def _held(lock: Path) -> bool:
-    """Whether a live run holds its folder; so it seems where that cannot be asked.
-
-    Asking takes a shared lock for a moment, which a run that starts just then waits for.
-    """
-    try:
-        with open(lock, "rb", opener=regular_file) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:  # held, or a file system without locks
-        return True
-    return False
 
 
 def _launch() -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numba
 import numpy
 import torch
-import torchvision
 
 import ffcv_r50
 from ffcv_r50.errors import UserError
@@ -36,6 +35,8 @@ UPGRADES: Sequence[Callable[[State], State]] = (_name_no_datasets,)
 
 def current() -> dict[str, str]:
     """Versions of everything that shapes a result."""
+    import torchvision  # 2 s, of which those that only compare runs have no use
+
     networks = [sys.modules["timm"]] if "timm" in sys.modules else []
     return ffcv_r50.versions(torch, torchvision, numpy, numba, *networks) | {
         "cuda": torch.version.cuda or "",

@@ -11,7 +11,8 @@ import pytest
 from ffcv_r50.data.beton import Beton
 from ffcv_r50.distributed.heartbeats import Exchange, Fault
 from ffcv_r50.errors import BAD_INPUT, FAULT
-from ffcv_r50.run.run_folder import RunFolder, read_status
+from ffcv_r50.run.run_folder import RunFolder
+from ffcv_r50.run.status import read_status
 from tests import ranks
 from tests.conftest import Dataset
 

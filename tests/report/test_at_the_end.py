@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_r50 import report
 from ffcv_r50.errors import FINISHED
 from ffcv_r50.logs.console import Console
 from ffcv_r50.report import page
@@ -36,9 +35,9 @@ def test_what_goes_wrong_with_it_is_a_line(
         (made / "report.html").mkdir()
     else:
         monkeypatch.setattr(page, "render", lambda *_: [][0])
-    report.at_the_end(str(made), Console(enabled=False))
+    page.at_the_end(str(made), Console(enabled=False))
     assert capsys.readouterr().out == ""
-    report.at_the_end(str(made), Console(enabled=True))
+    page.at_the_end(str(made), Console(enabled=True))
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: no report was written: ")
     assert line.endswith(f"; python -m ffcv_r50.report {made} tries again")

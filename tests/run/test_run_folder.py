@@ -15,7 +15,7 @@ from ffcv_r50.config.settings import Config
 from ffcv_r50.errors import UserError
 from ffcv_r50.files import YAML_BYTES
 from ffcv_r50.logs import jsonl
-from ffcv_r50.run import ends, run_folder, versions
+from ffcv_r50.run import ends, run_folder, status, versions
 from ffcv_r50.run.run_folder import RunFolder
 from tests.conftest import RECIPE
 
@@ -130,7 +130,7 @@ def test_a_full_disk_at_the_start_is_one_line(
 def test_a_full_disk_does_not_change_how_a_run_ends(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
     folder.set_status("running")
-    full(tmp_path / run_folder.STATUS)
+    full(tmp_path / status.STATUS)
     folder.set_status("stopped", 75)
     assert folder.status()["state"] == "running"
     folder.release()
@@ -315,13 +315,13 @@ def test_what_belongs_to_another_user_is_one_line(nobody: Path, name: str) -> No
 
 
 @pytest.mark.parametrize(
-    "status",
+    "written",
     [{"state": ["failed"], "exit_code": "2", "reason": {}}, [1], 7, "[" * 100_000],
 )
-def test_a_status_of_other_kinds_says_nothing(tmp_path: Path, status: object) -> None:
-    text = status if isinstance(status, str) else json.dumps(status)
+def test_a_status_of_other_kinds_says_nothing(tmp_path: Path, written: object) -> None:
+    text = written if isinstance(written, str) else json.dumps(written)
     (tmp_path / "status.json").write_text(text)
-    assert run_folder.read_status(tmp_path) == {}
+    assert status.read_status(tmp_path) == {}
     seen = ends.look(tmp_path)
     assert ends.judge(1, ends.Seen({}, None), seen) == ("failed", "exit code 1") or "state" in text
     assert ends.own_code(1, ends.Seen({}, None), seen) == 1

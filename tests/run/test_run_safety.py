@@ -18,7 +18,7 @@ from ffcv_r50.data.loader import TrainLoader
 from ffcv_r50.errors import BAD_INPUT, FAULT, FINISHED, STOPPED_AS_ASKED
 from ffcv_r50.logs import jsonl
 from ffcv_r50.run import checkpoint
-from ffcv_r50.run.run_folder import read_status
+from ffcv_r50.run.status import read_status
 from ffcv_r50.trainer import TakeStep
 from ffcv_r50.training import precision
 from ffcv_r50.training.metrics import NotFinite, StepMetrics
