@@ -39,6 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(f"{folder}/train.beton", f"{folder}/val.beton")
 
 
+@pytest.mark.slow
 def test_plain_torch_stops_and_goes_on(files: Files, tmp_path: Path) -> None:
     """Stopped in the middle of the second epoch and continued, the weights are those of one run."""
     arguments = [*files, *SMALL, "--epochs=2"]

@@ -199,5 +199,6 @@ def test_a_second_interrupt_exits_from_within_a_collective() -> None:
     assert exit_code(wait_where_no_handler_runs) == 130
 
 
+@pytest.mark.slow
 def test_a_forked_childs_signal_is_not_ours() -> None:
     assert exit_code(fork_and_signal_the_child) == 0

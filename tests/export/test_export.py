@@ -141,6 +141,7 @@ def test_networks_that_take_bytes(form: str, blurred: Path, tmp_path: Path) -> N
     assert json.loads((out / "model.json").read_text())["input"] == "uint8 [n, height, width, 3]"
 
 
+@pytest.mark.slow
 def test_torch_loads_it(blurred: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert export([str(blurred), "--to=torch_export", "-o", str(out)]) == FINISHED
@@ -151,6 +152,7 @@ def test_torch_loads_it(blurred: Path, tmp_path: Path) -> None:
             assert torch.allclose(program(images()[:count]), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_for_the_hub(run: Path, tmp_path: Path) -> None:
     row = {"epoch": 0, "top_1": 34.5, "top_5": 100.0, "val_loss": 1.1, "train_loss": 1.2, "lr": 0.1}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
@@ -171,6 +173,7 @@ def test_a_folder_for_the_hub(run: Path, tmp_path: Path) -> None:
     assert (again.training, again.schedule) == (config.training, config.schedule)
 
 
+@pytest.mark.slow
 def test_a_network_that_timm_lacks_goes_to_the_hub_as_ours(blurred: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert export([str(blurred), "--to=hub", "-o", str(out)]) == FINISHED
@@ -196,6 +199,7 @@ def test_timm_has_other_networks_by_the_same_name(dataset: Dataset, tmp_path: Pa
         export([str(run), "--to=timm", "-o", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_a_network_of_timms(dataset: Dataset, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", dataset, "--model.arch=timm/resnet18d")
     with pytest.raises(UserError, match="timm/resnet18d is timm's; use --to=timm"):

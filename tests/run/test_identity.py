@@ -99,6 +99,7 @@ def test_a_dataset_may_move_and_be_staged(copied: tuple[Dataset, Path], tmp_path
     assert "resume.allow" not in ended.outputs[0]
 
 
+@pytest.mark.slow
 def test_another_file_under_the_same_path_is_refused(
     copied: tuple[Dataset, Path], tmp_path: Path
 ) -> None:

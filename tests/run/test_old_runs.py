@@ -75,6 +75,7 @@ def distance(old: Path, run: str, before: torch.Tensor) -> float:
     return float((reached - recorded).norm() / (before - recorded).norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_an_old_run_continues_to_what_it_would_have_reached(
     old: Path, run: str, launch: Launch
