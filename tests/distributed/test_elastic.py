@@ -43,7 +43,8 @@ ranks.main(sys.argv[1:])
 @pytest.mark.timeout(300)
 def test_a_machine_joins_and_another_is_lost(dataset: Dataset, tmp_path: Path) -> None:
     undisturbed, elastic, alone = (tmp_path / name for name in ("undisturbed", "elastic", "alone"))
-    ended = ranks.run(ranks.arguments(dataset, undisturbed), undisturbed, ranks=1)
+    arguments = ranks.arguments(dataset, undisturbed, *ranks.WITHOUT_TIMM)
+    ended = ranks.run(arguments, undisturbed, ranks=1)
     assert ended.codes == [FINISHED], ended.outputs
 
     script = tmp_path / "rank.py"
@@ -55,7 +56,8 @@ def test_a_machine_joins_and_another_is_lost(dataset: Dataset, tmp_path: Path) -
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
     command += ["--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
     command += ["--rdzv-id=elastic", f"--rdzv-conf={quick}", "--local-addr=127.0.0.1", str(script)]
-    command += ranks.arguments(dataset, elastic, "--dist.timeout_seconds=20")
+    more = (*ranks.WITHOUT_TIMM, "--dist.timeout_seconds=20")
+    command += ranks.arguments(dataset, elastic, *more)
 
     def join(machine: str) -> "subprocess.Popen[bytes]":
         environment = {"MACHINE": machine, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

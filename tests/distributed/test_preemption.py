@@ -84,8 +84,9 @@ ranks.main(sys.argv[1:])
 """
 
 
-def torchrun(send: signal.Signals, arguments: list[str], folder: Path) -> tuple[int, str]:
+def torchrun(send: signal.Signals, dataset: Dataset, folder: Path) -> tuple[int, str]:
     """Two ranks, one of which gets a signal before step 5 of the first attempt."""
+    arguments = ranks.arguments(dataset, folder, *ranks.WITHOUT_TIMM)
     script = folder / "rank.py"
     script.write_text(TORCHRUN_RANK.format(repository=str(REPOSITORY), send=send.name))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -96,19 +97,22 @@ def torchrun(send: signal.Signals, arguments: list[str], folder: Path) -> tuple[
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_after_a_kill_and_continues(
-    undisturbed: Path, dataset: Dataset, tmp_path: Path
-) -> None:
-    code, output = torchrun(signal.SIGKILL, ranks.arguments(dataset, tmp_path), tmp_path)
+def test_torchrun_restarts_after_a_kill_and_continues(dataset: Dataset, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    arguments = ranks.arguments(dataset, undisturbed, *ranks.WITHOUT_TIMM)
+    ended = ranks.run(arguments, undisturbed)
+    assert ended.codes == [FINISHED] * 2, ended.outputs
+    killed.mkdir()
+    code, output = torchrun(signal.SIGKILL, dataset, killed)
     assert code == 0, output
     assert "continuing after epoch 1 of 3" in output
-    ranks.assert_same_run(undisturbed, tmp_path)
+    ranks.assert_same_run(undisturbed, killed)
 
 
 @pytest.mark.slow
 def test_torchrun_does_not_restart_a_stop(dataset: Dataset, tmp_path: Path) -> None:
     """torchrun takes exit code 75 for a fault; its second attempt must not train on."""
-    code, output = torchrun(signal.SIGTERM, ranks.arguments(dataset, tmp_path), tmp_path)
+    code, output = torchrun(signal.SIGTERM, dataset, tmp_path)
     assert code != 0
     assert output.count("epochs of 4 steps") == 1, output
     assert ranks.status(tmp_path)["state"] == "stopped"

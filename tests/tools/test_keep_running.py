@@ -291,7 +291,7 @@ def test_a_training_is_stopped_in_time_and_continued(
 ) -> None:
     """It waits in the middle of an epoch until the notice is there."""
     command = [sys.executable, "-c", TRAINING.format(repository=str(REPOSITORY))]
-    command += ranks.arguments(dataset, tmp_path / "run")
+    command += ranks.arguments(dataset, tmp_path / "run", *ranks.WITHOUT_TIMM)
     options = ("--provider=aws", f"--address={metadata.address}")
     with kept(tmp_path, command, *options) as process:
         until(process, "waits\n")
@@ -305,7 +305,8 @@ def test_a_training_is_stopped_in_time_and_continued(
         output = process.communicate()[0]
     assert process.returncode == 0, output
     assert "continuing after epoch 1" in output
-    ended = ranks.run(ranks.arguments(dataset, tmp_path / "alone"), tmp_path / "output", ranks=1)
+    alone = ranks.arguments(dataset, tmp_path / "alone", *ranks.WITHOUT_TIMM)
+    ended = ranks.run(alone, tmp_path / "output", ranks=1)
     assert ended.codes == [0]
     ranks.assert_same_run(tmp_path / "run", tmp_path / "alone")
 
