@@ -209,6 +209,8 @@ def _short(number: float) -> float:
 
 
 def _no_keyframe(epoch: object, value: object) -> ValueError:
+    if ":" in str(epoch):  # {0:32}, which is no table to YAML
+        return ValueError(f"'{epoch}' is not a keyframe; YAML needs a space after each colon")
     return ValueError(
         f"'{epoch}: {value}' is not a keyframe; expected epoch: value, epoch: KIND value or "
         f"interpolation: KIND, where KIND is {' or '.join(KINDS)}"

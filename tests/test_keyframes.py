@@ -182,6 +182,7 @@ FORMS = f"expected epoch: value, epoch: KIND value or interpolation: KIND, where
     [
         ({"0": "hot"}, f"'0: hot' is not a keyframe; {FORMS}"),
         ({"0": ""}, f"'0: ' is not a keyframe; {FORMS}"),
+        ({"0:32": ""}, "'0:32' is not a keyframe; YAML needs a space after each colon"),
         ({"0": "1", "8": "cosine"}, f"'8: cosine' is not a keyframe; {FORMS}"),
         ({"0": "1", "8": "cosine nan"}, f"'8: cosine nan' is not a keyframe; {FORMS}"),
         ({"0": "1", "8": "cosine 1e999"}, f"'8: cosine 1e999' is not a keyframe; {FORMS}"),
