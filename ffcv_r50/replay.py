@@ -175,7 +175,7 @@ def rebuild(
             if step.number == number:
                 train_step.clip = _noting(train_step.network, layers, train_step.clip)
             metrics.push(step, train_step(images, step))
-            bar.update(step.number + 1, f"loss {metrics.latest:.3f}")
+            bar.update(step.number + 1, metrics.latest)
         metrics.read()
     values = seen[-1]
     each = values.each[0].clone()

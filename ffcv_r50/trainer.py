@@ -209,7 +209,7 @@ class Run:
                 progress.wait_seconds = waited_before + batches.seconds
                 bar.update(
                     number + 1,
-                    f"loss {metrics.latest:.3f}  lr {step.values['lr']:.4f}  "
+                    f"{metrics.latest}  lr {step.values['lr']:.4f}  "
                     f"{(number + 1 - first) * config.training.batch_size / seconds:,.0f} images/s  "
                     f"data wait {batches.seconds / seconds:.0%}",
                 )

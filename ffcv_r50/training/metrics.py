@@ -71,14 +71,18 @@ class StepMetrics:
         self._pending: Step | None = None
         self._skips_overflows = skips_overflows
         self.loss_sum = 0.0
-        self.latest = float("nan")
-        """The newest loss that has been read."""
+        self._latest: float | None = None
         self.overflows = 0
         self.stop = False
         """Whether some rank asked to stop: becomes true at the same step on all of them."""
         self.fault: NotFinite | None = None
         """What was not finite among the values read, if anything."""
         self._heard = False
+
+    @property
+    def latest(self) -> str:
+        """The newest loss that has been read, for a line of progress; after the first step there is none."""
+        return "loss -" if self._latest is None else f"loss {self._latest:.3f}"
 
     def push(self, step: Step, values: Tensor) -> None:
         """Take what :class:`~ffcv_r50.training.step.TrainStep` returned for ``step``; :meth:`check` the values before.
@@ -114,7 +118,7 @@ class StepMetrics:
             self._copied[step.number % 2].synchronize()
         values = self._host[step.number % 2]
         loss, votes, norm, *counts = values[: WHOLE + COUNTS].tolist()
-        self.latest = loss
+        self._latest = loss
         each = values[WHOLE + COUNTS :].view(2, -1)
         self._report(step, StepValues(loss, norm, counts, each))
         self._heard = self._heard or votes > 0

@@ -441,6 +441,14 @@ def test_an_fp16_overflow_skips_its_step_everywhere(dataset: Dataset, tmp_path: 
     assert all(math.isfinite(row["train_loss"]) for row in ranks.log(tmp_path))
 
 
+def test_a_loss_that_has_not_been_read_is_not_said_to_be_no_number() -> None:
+    monitor = StepMetrics(torch.device("cpu"))
+    monitor.push(at(0), values(1.25, 0.0, 1.0))
+    assert monitor.latest == "loss -"
+    monitor.push(at(1), values(1.0, 0.0, 1.0))
+    assert monitor.latest == "loss 1.250"
+
+
 def test_every_rank_learns_of_a_stop_at_the_same_step() -> None:
     """A rank that reads early, to save, must not stop before those that do not."""
     early, late = StepMetrics(torch.device("cpu")), StepMetrics(torch.device("cpu"))
