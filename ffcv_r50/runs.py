@@ -26,7 +26,7 @@ from ffcv_r50.files import read_settings
 from ffcv_r50.logs import jsonl
 from ffcv_r50.logs.console import duration
 from ffcv_r50.registry import Options, Range
-from ffcv_r50.run.status import read_status
+from ffcv_r50.run.status import STATUS, read_status
 
 STATES = {
     "running": "green",
@@ -91,7 +91,7 @@ def main() -> None:
 def find(folder: Path) -> Iterator[Path]:
     """The run folders at or below a folder, sorted; what lies inside of one is not searched."""
     for path, folders, files in os.walk(folder):
-        if "config.yaml" in files and "status.json" in files:
+        if "config.yaml" in files and STATUS in files:
             folders.clear()
             yield Path(path)
         folders.sort()
@@ -147,7 +147,7 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
 def _last_sign(path: Path) -> str:
     """How long ago the run wrote something."""
     written = []
-    for file in (path / "status.json", path / "log.jsonl", path / "checkpoints"):
+    for file in (path / STATUS, path / "log.jsonl", path / "checkpoints"):
         with contextlib.suppress(OSError):
             written.append(file.stat().st_mtime)
     ago = max(0.0, time.time() - max(written, default=time.time()))

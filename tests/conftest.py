@@ -7,7 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import gc
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -133,9 +133,6 @@ def pytest_configure() -> None:
     ignores SIGHUP, and the processes that tests interrupt would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    # Collecting the tests imports what is there to stay, and looking through it for garbage, again and
-    # again, takes a sixth of the time.
-    gc.disable()
 
 
 LONGEST = (
@@ -155,9 +152,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
 
 
-def pytest_collection_finish() -> None:
-    """What is not imported may be garbage."""
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collecting imports what is there to stay; looking through it for garbage takes a sixth of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

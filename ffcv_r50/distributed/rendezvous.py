@@ -51,17 +51,14 @@ def create_store(info: RankInfo, timeout_seconds: float) -> Store:
     while True:
         try:
             return _meet(info, deadline)
-        except DistError as error:
-            # A program that forms a second group may still have found the first one's store, which
-            # rank 0 was about to close.
-            lost = info.rank > 0 and isinstance(error, DistNetworkError)
+        except (DistError, TimeoutError) as error:
+            # Where rank 0 serves, a program that forms a second group may still have found the first
+            # one's store, which was about to close.
+            lost = info.rank > 0 and not _agent_serves() and isinstance(error, DistNetworkError)
             if not lost or time.monotonic() + POLL_SECONDS > deadline:
                 reason = str(error).partition("\n")[0]
                 break
-            time.sleep(POLL_SECONDS)
-        except TimeoutError as error:
-            reason = str(error)
-            break
+        time.sleep(POLL_SECONDS)
     if _agent_serves() and info.size > info.local_size:
         reason += "; if torchrun has restarted, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it"
     raise RunFault(

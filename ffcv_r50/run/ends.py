@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from ffcv_r50.errors import STOPPED_AS_ASKED
 from ffcv_r50.files import read_record
+from ffcv_r50.run.status import STATUS
 
 RESTARTS_WITHOUT_PROGRESS = 3
 """After so many it is not tried again."""
@@ -30,7 +31,7 @@ class Seen(NamedTuple):
 
 def look(folder: Path) -> Seen:
     """Read what the run recorded so far."""
-    status = read_record(folder / "status.json")
+    status = read_record(folder / STATUS)
     try:
         stat = (folder / "checkpoints" / "last.pt").stat()
     except OSError:

@@ -73,7 +73,6 @@ def test_the_loader_benchmark(tmp_path: Path, make_image: Callable[..., Any]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_what_an_augmentation_costs(tmp_path: Path, make_image: Callable[..., Any]) -> None:
     images = [Image.fromarray(make_image(60, 80, i)) for i in range(4)]
     more = ("--rounds=1", "--images-per-round=32", "--augment=randaugment")
